@@ -1,0 +1,1 @@
+"""Text on disk -> shards (offline): documents, sentences, token ids, the two shard formats."""

@@ -1,0 +1,1 @@
+"""Losses -> weights: the DeepSpeed engine, schedules, checkpoints, the journal and the meter."""

@@ -1,0 +1,1 @@
+"""Vectors -> numbers: encoding, FAISS index, retrieval, baselines."""

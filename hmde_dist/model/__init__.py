@@ -1,0 +1,1 @@
+"""Packed batch -> vectors: the hierarchical encoder, its configuration, its export."""

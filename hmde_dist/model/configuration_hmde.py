@@ -1,0 +1,57 @@
+"""The configuration of a hierarchical multilingual document encoder, as a Hugging Face config.
+
+The file travels inside exported models.
+"""
+
+from transformers import PretrainedConfig
+
+
+class HMDEConfig(PretrainedConfig):
+    """What `HMDEModel` needs to be built and to read a document.
+
+    Args:
+        lower: the configuration of the sentence encoder, any Hugging Face encoder's `to_dict()`.
+        hidden_size: width of sentence and document vectors, the sentence encoder's.
+        lower_source: name or folder of the pretrained weights the sentence encoder started from; "" = from scratch.
+        sentence_pooling: sentence vector = "cls" (first token's state) or "mean" (of all its tokens' states).
+        upper_layers, upper_heads, upper_intermediate, upper_dropout: the document encoder; its width is the lower's.
+        upper_positions: "learned" or "rotary" positions of sentences.
+        document_pooling: document vector = "dcls" (the state of [DCLS]) or "mean" (of [DCLS] and all sentences).
+        max_sentences: sentences of a document that are encoded.
+        sentence_tokens: token budget of a sentence, without special tokens; longer ones are cut in pieces.
+        scale: the scale of the cosine the model was trained with (the inverse temperature).
+    """
+
+    model_type = "hmde"
+
+    def __init__(
+        self,
+        lower: dict | None = None,
+        hidden_size: int = 768,
+        lower_source: str = "",
+        sentence_pooling: str = "cls",
+        upper_layers: int = 2,
+        upper_heads: int = 8,
+        upper_intermediate: int = 2048,
+        upper_dropout: float = 0.1,
+        upper_positions: str = "learned",
+        document_pooling: str = "dcls",
+        max_sentences: int = 32,
+        sentence_tokens: int = 126,
+        scale: float = 20.0,
+        **kwargs,
+    ):
+        self.lower = lower or {}
+        self.hidden_size = hidden_size
+        self.lower_source = lower_source
+        self.sentence_pooling = sentence_pooling
+        self.upper_layers = upper_layers
+        self.upper_heads = upper_heads
+        self.upper_intermediate = upper_intermediate
+        self.upper_dropout = upper_dropout
+        self.upper_positions = upper_positions
+        self.document_pooling = document_pooling
+        self.max_sentences = max_sentences
+        self.sentence_tokens = sentence_tokens
+        self.scale = scale
+        super().__init__(**kwargs)

@@ -1,0 +1,139 @@
+"""The hierarchical encoder as one Hugging Face model: trained, saved, loaded and used through this class.
+
+Lower transformer: any Hugging Face encoder, run on sentences in length buckets. Upper transformer: `DocumentEncoder`.
+The vector of a document depends on nothing else in the batch.
+
+The file travels inside exported models; transformers copies only the files that this one imports itself, so it imports
+every file of the bundle.
+"""
+
+import inspect
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import ModelOutput
+
+from hmde_dist.corpus.sentences import split_sentences
+from hmde_dist.corpus.text import SentenceTokenizer
+from hmde_dist.model.configuration_hmde import HMDEConfig
+from hmde_dist.model.document_encoder import DocumentEncoder
+from hmde_dist.stream.batch import PackedBatch, pack
+
+
+@dataclass
+class HMDEOutput(ModelOutput):
+    """Vectors of a packed batch, in the order of its documents and of their sentences."""
+
+    documents: torch.Tensor | None = None  # [D, W]
+    sentences: torch.Tensor | None = None  # [S, W] before the document encoder
+
+
+class HMDEModel(PreTrainedModel):
+    """Sentence encoder below, document encoder above."""
+
+    config_class = HMDEConfig
+    base_model_prefix = "hmde"
+
+    def __init__(self, config: HMDEConfig):
+        super().__init__(config)
+        settings = {key: value for key, value in config.lower.items() if key != "model_type"}
+        lower_config = AutoConfig.for_model(config.lower["model_type"], **settings)
+        # Pooler and the like would hold parameters without a gradient.
+        pooler = {"add_pooling_layer": False} if "add_pooling_layer" in _constructor_arguments(lower_config) else {}
+        self.lower = AutoModel.from_config(lower_config, **pooler)
+        self.upper = DocumentEncoder(
+            width=config.hidden_size,
+            layers=config.upper_layers,
+            heads=config.upper_heads,
+            intermediate=config.upper_intermediate,
+            dropout=config.upper_dropout,
+            positions=config.upper_positions,
+            pooling=config.document_pooling,
+            max_sentences=config.max_sentences,
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.lower.get("initializer_range", 0.02)
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, DocumentEncoder):
+            nn.init.normal_(module.dcls, std=std)
+
+    def encode_sentences(self, batch: PackedBatch) -> torch.Tensor:
+        """Sentence vectors [N, W] in the order of the buckets, one call of the lower encoder per bucket."""
+        vectors = []
+        for ids_NL, lengths_N in zip(batch.ids, batch.lengths, strict=True):
+            places_L = torch.arange(ids_NL.shape[1], device=ids_NL.device)
+            mask_NL = (places_L < lengths_N[:, None]).long()
+            states_NLW = self.lower(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
+            if self.config.sentence_pooling == "cls":
+                vectors.append(states_NLW[:, 0])
+            else:
+                total_NW = (states_NLW * mask_NL[..., None]).sum(dim=1, dtype=torch.float32)
+                vectors.append((total_NW / lengths_N[:, None]).to(states_NLW.dtype))
+        return torch.cat(vectors)
+
+    def forward(self, batch: PackedBatch) -> HMDEOutput:
+        rows_NW = self.encode_sentences(batch)
+        documents_DW, _ = self.upper(rows_NW, batch.upper_rows, batch.upper_positions, batch.document_rows, batch.runs)
+        return HMDEOutput(documents=documents_DW, sentences=rows_NW[batch.sentence_rows])
+
+    def sentence_tokenizer(self) -> SentenceTokenizer:
+        """The tokenizer of the folder this model was loaded from, with the sentence length it was trained with."""
+        if not hasattr(self, "_sentence_tokenizer"):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(self.config.name_or_path)
+            self._sentence_tokenizer = SentenceTokenizer(tokenizer, self.config.sentence_tokens)
+        return self._sentence_tokenizer
+
+    def tokenise(self, texts: list[str], lang: str = "") -> list[list[np.ndarray]]:
+        """Token ids of every sentence of every text; `lang` sharpens splitting at abbreviations and ordinals."""
+        return self.sentence_tokenizer().encode(split_sentences(text, lang) for text in texts)
+
+    def pack(self, documents: list[list[np.ndarray]]) -> PackedBatch:
+        """The batch of tokenised documents, on the model's device."""
+        flat = [
+            (np.concatenate([*pieces, np.empty(0, np.uint32)]), np.array([len(p) for p in pieces], dtype=np.int64))
+            for pieces in documents
+        ]
+        encoder = self.sentence_tokenizer()
+        return pack(
+            flat,
+            cls_id=encoder.cls_id,
+            sep_id=encoder.sep_id,
+            pad_id=encoder.pad_id,
+            sentence_tokens=self.config.sentence_tokens,
+            sentences=self.config.max_sentences,
+        ).to(self.device)
+
+    @torch.inference_mode()
+    def encode(self, texts: str | list[str], lang: str = "", batch_size: int = 32) -> np.ndarray:
+        """Vectors [len(texts), W] (fp32) of whole documents: split into sentences, tokenise, encode.
+
+        A single string gives a single vector [W]; a text without any word is the document of no sentences.
+        """
+        if isinstance(texts, str):
+            return self.encode([texts], lang, batch_size)[0]
+        was_training = self.training
+        self.eval()
+        vectors = np.empty((len(texts), self.config.hidden_size), dtype=np.float32)
+        # Documents of similar length share a batch.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for first in range(0, len(order), batch_size):
+            chosen = order[first : first + batch_size]
+            batch = self.pack(self.tokenise([texts[i] for i in chosen], lang))
+            vectors[chosen] = self(batch).documents.float().cpu().numpy()
+        self.train(was_training)
+        return vectors
+
+
+def _constructor_arguments(lower_config) -> tuple[str, ...]:
+    return tuple(inspect.signature(AutoModel._model_mapping[type(lower_config)].__init__).parameters)

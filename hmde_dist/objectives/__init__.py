@@ -1,0 +1,1 @@
+"""Vectors -> losses: gathering across ranks, and one file per published method."""

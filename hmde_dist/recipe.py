@@ -1,0 +1,222 @@
+"""Every setting, once: strict pydantic sections, YAML recipes with `extends`, dotted overrides.
+
+A setting that is accepted acts; a name that is unknown is refused with the nearest valid one. All problems of a recipe
+come in one message, before anything is read or started.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from hmde_dist.command import InputError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_as_number(cls, value, info: ValidationInfo):
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("true and false are no numbers here")
+        return value
+
+
+class DataSection(Section):
+    shards: Path = Field(description="folder of training shards (tools/build_shards.py), MDS or WebDataset")
+    validation: Path | None = Field(None, description="folder of validation shards; none = no validation")
+    pairs_per_batch: Count = Field(description="document pairs of one global batch, over all ranks")
+    sentences: Count = Field(32, description="sentences encoded of a document, from its beginning")
+    neighbours_per_batch: Share = Field(
+        0.5, description="share of a batch made of category neighbours (hard negatives)"
+    )
+    neighbour_group: Annotated[int, Field(ge=2)] = Field(4, description="documents of one category placed together")
+    language_temperature: Share = Field(
+        0.3, description="languages are drawn ~ count ** temperature; 1 = as in the data"
+    )
+    workers: Annotated[int, Field(ge=0)] = Field(
+        1, description="loader processes of each rank; 0 = in the training process"
+    )
+
+
+class LowerSection(Section):
+    pretrained: str | None = Field(None, description="Hugging Face encoder by name or folder, with its weights")
+    config: dict | None = Field(None, description="or a Hugging Face configuration, with model_type, for fresh weights")
+    pooling: Literal["cls", "mean"] = Field("cls", description="sentence vector: first state, or mean of all states")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "LowerSection":
+        if (self.pretrained is None) == (self.config is None):
+            raise ValueError("set exactly one of pretrained and config")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError('config needs model_type, such as "bert"')
+        return self
+
+
+class UpperSection(Section):
+    layers: Count = 2
+    heads: Count = 8
+    intermediate: Count = Field(2048, description="width of the feed-forward layers")
+    dropout: Share = 0.1
+    positions: Literal["learned", "rotary"] = "learned"
+    pooling: Literal["dcls", "mean"] = Field(
+        "dcls", description="document vector: state of [DCLS], or mean of all states"
+    )
+
+
+class ModelSection(Section):
+    lower: LowerSection
+    upper: UpperSection = UpperSection()
+
+
+class ObjectiveSection(Section):
+    scale: Annotated[float, Field(gt=0)] = Field(20.0, description="of the cosine in the loss (1 / temperature)")
+    trainable_scale: bool = Field(False, description="learn the scale, starting from `scale`")
+
+
+class OptimizerSection(Section):
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["linear", "constant"] = Field("linear", description="after warm-up: linear to zero, or constant")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="on matrices only, not on norms and biases")
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    gradient_clipping: Annotated[float, Field(ge=0)] = Field(1.0, description="largest global norm; 0 = off")
+
+
+class EngineSection(Section):
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(1, description="what DeepSpeed ZeRO partitions over ranks")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero3_persistence: Annotated[int, Field(ge=0)] = Field(
+        100_000, description="ZeRO-3 keeps parameters of fewer elements whole on every rank"
+    )
+    timeout_minutes: Count = Field(30, description="a collective that takes longer ends the run")
+
+
+class RunSection(Section):
+    folder: Path = Field(description="run folder: configuration, journal, TensorBoard, checkpoints, export")
+    steps: Count = Field(description="optimizer steps of the whole run")
+    seed: Annotated[int, Field(ge=0)] = 0
+    log_every: Count = Field(10, description="steps")
+    validate_every: Annotated[int, Field(ge=0)] = Field(0, description="steps; 0 = only at the end")
+    checkpoint_every: Annotated[int, Field(ge=0)] = Field(0, description="steps; 0 = only at the end")
+    keep_checkpoints: Count = Field(2, description="newest checkpoints that are kept")
+    resume: Literal["auto", "must", "never"] = Field("auto", description="go on from the run folder's last checkpoint")
+
+
+class Recipe(Section):
+    data: DataSection
+    model: ModelSection
+    objective: ObjectiveSection = ObjectiveSection()
+    optimizer: OptimizerSection
+    engine: EngineSection = EngineSection()
+    run: RunSection
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Recipe":
+        problems = []
+        if self.data.neighbours_per_batch and self.data.neighbour_group > self.data.pairs_per_batch:
+            problems.append("data.neighbour_group is larger than data.pairs_per_batch")
+        if self.optimizer.warmup_steps > self.run.steps:
+            problems.append("optimizer.warmup_steps is larger than run.steps")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
+    """The recipe in the YAML file `path`, with `extends` resolved and `section.key=value` overrides applied.
+
+    Raises:
+        InputError: every problem found, in one message.
+    """
+    tree = _read_tree(Path(path), ())
+    problems = [f'override "{o}": {problem}' for o in overrides if (problem := _override(tree, o))]
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems += [_explain(problem) for problem in error.errors()]
+    if problems:
+        raise InputError("; ".join(problems))
+    return recipe
+
+
+def _override(tree: dict, override: str) -> str | None:
+    """Set `section.key=value` in `tree`; the problem, if there is one."""
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        return "write section.key=value"
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            return f"{parent} is a value, not a section"
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return "the value is not YAML"
+    return None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every setting spelt out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict:
+    if path.resolve() in seen:
+        raise InputError(f"{path}: extends itself")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such recipe") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({error})") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected sections such as data: and model:")
+    parent = tree.pop("extends", None)
+    if not isinstance(parent, str | None):
+        raise InputError(f"{path}: extends must name one recipe")
+    return _merge(_read_tree(path.parent / parent, (*seen, path.resolve())), tree) if parent else tree
+
+
+def _merge(base: dict, top: dict) -> dict:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def setting_names(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted setting name."""
+    names = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += [prefix + name, *setting_names(inner, f"{prefix}{name}.")]
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def _explain(problem: dict) -> str:
+    name = ".".join(map(str, problem["loc"])) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(name, setting_names(), n=1, cutoff=0.5)
+        return f"{name}: no such setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
+    if problem["type"] == "missing":
+        return f"{name}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    return f"{name}: {message}" + (f" (given: {given!r})" if not isinstance(given, dict | BaseModel) else "")

@@ -1,0 +1,1 @@
+"""Shards -> packed global batches (online): index, plan, reader, packing, loader."""

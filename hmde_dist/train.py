@@ -1,0 +1,263 @@
+"""Train a hierarchical document encoder: the entry and the loop.
+
+    deepspeed hmde_dist/train.py recipes/demo.yaml                                # one node
+    torchrun --nproc_per_node 2 hmde_dist/train.py recipes/demo.yaml run.steps=100
+    srun python hmde_dist/train.py recipes/demo.yaml                              # inside a Slurm allocation
+
+Exit codes: 0 done, 2 bad input or configuration, 75 stopped on request and resumable, 1 anything else.
+"""
+
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+# `deepspeed hmde_dist/train.py` puts the package's own folder first on the path: its modules must not be importable bare.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent.resolve()]
+
+try:
+    from hmde_dist.command import DONE, STOPPED, InputError, argument_parser, run_command
+except ModuleNotFoundError:
+    sys.exit(
+        "error: hmde_dist is not installed in this Python: run `pip install -e .` in the checkout (or `make install`)"
+    )
+
+import numpy as np
+import torch
+
+from hmde_dist import topology
+from hmde_dist.corpus.tokenizer import load_tokenizer
+from hmde_dist.engine import checkpoint
+from hmde_dist.engine.deepspeed_engine import TrainedModule, set_learning_rate, start_engine, update
+from hmde_dist.engine.journal import Journal
+from hmde_dist.engine.meter import Meter, model_flops
+from hmde_dist.engine.schedule import learning_rate
+from hmde_dist.evaluation.validation import validate
+from hmde_dist.model.configuration_hmde import HMDEConfig
+from hmde_dist.model.export import build_model, save_description, save_model
+from hmde_dist.model.modeling_hmde import HMDEModel
+from hmde_dist.objectives.document_contrast import document_contrast
+from hmde_dist.recipe import Recipe, dump_recipe, load_recipe
+from hmde_dist.stream.batch import PackedBatch
+from hmde_dist.stream.index import ShardIndex
+from hmde_dist.stream.loader import RankBatches, batches
+from hmde_dist.stream.plan import Plan
+
+
+def main() -> int:
+    parser = argument_parser(
+        __doc__, "deepspeed --num_gpus 2 hmde_dist/train.py recipes/demo.yaml run.steps=500 engine.zero_stage=2"
+    )
+    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--plan", action="store_true", help="print what the run would do, without training")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved recipe")
+    parser.add_argument("--local_rank", help="set by the deepspeed launcher; not used")
+    args = parser.parse_intermixed_args()
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.print_config:
+        print(dump_recipe(recipe), end="")
+        return DONE
+    if args.plan:
+        print_plan(recipe)
+        return DONE
+    world = topology.join(recipe.engine.timeout_minutes)
+    try:
+        return train(recipe, world)
+    finally:
+        topology.leave()
+
+
+def train(recipe: Recipe, world: topology.World) -> int:
+    # ---- what is asked -------------------------------------------------------------------------------------------
+    run, data = recipe.run, recipe.data
+    if data.pairs_per_batch % world.size:
+        divisors = [n for n in range(1, data.pairs_per_batch + 1) if data.pairs_per_batch % n == 0]
+        raise InputError(
+            f"data.pairs_per_batch={data.pairs_per_batch} is not divisible by {world.size} ranks: use "
+            f"{', '.join(map(str, divisors))} ranks, or a multiple of {world.size} pairs"
+        )
+    index = ShardIndex.open(data.shards)
+    validation = ShardIndex.open(data.validation) if data.validation else None
+    if validation:
+        check_validation(validation, index)
+    check_writable(run.folder)
+    plan = make_plan(recipe, index)
+
+    # ---- model, engine, state ------------------------------------------------------------------------------------
+    encoder = build_model(recipe.model, index, data.sentences, recipe.objective.scale, run.seed)
+    engine = start_engine(recipe, encoder, world)
+    identity = checkpoint.identity_of(recipe, index)
+    restored = checkpoint.restore(engine, run.folder / "checkpoints", recipe, identity, world)
+    state = restored or {"step": 0, "documents": 0, "tokens": 0, **identity}
+    stop_requested = catch_signals()
+    journal = Journal(recipe, world, state["step"])
+    if world.is_first:
+        save_description(encoder, index, run.folder / "model")
+    meter = Meter(world.device)
+    stream = batches(
+        RankBatches(plan, data.sentences, world.rank, world.size), state["step"], run.steps, data.workers, world.device
+    )
+
+    def save() -> None:
+        checkpoint.save_checkpoint(engine, run.folder / "checkpoints", state, run.keep_checkpoints, world)
+        journal.event("checkpoint", step=state["step"])
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+    engine.train()
+    while state["step"] < run.steps:
+        waiting_since = time.perf_counter()
+        batch = next_batch(stream, world)
+        meter.waiting(time.perf_counter() - waiting_since)
+
+        # Dropout depends on (seed, step, rank) alone, so random state needs no saving.
+        torch.manual_seed(dropout_seed(run.seed, state["step"], world.rank))
+        rate = learning_rate(recipe.optimizer, state["step"], run.steps)
+        set_learning_rate(engine, rate)
+        documents, scale = engine(batch)
+        contrast = document_contrast(documents, batch.extra["group"], scale)
+        grad_norm = update(engine, contrast.loss)
+        if not 0 <= grad_norm < math.inf:
+            # The norm is the same on all ranks, so all end here; the last checkpoint is from before.
+            raise FloatingPointError(
+                f"step {state['step'] + 1}: the gradient is not finite; go on from the last checkpoint with a lower "
+                "optimizer.learning_rate, or with engine.precision=fp32"
+            )
+
+        state["step"] += 1
+        state["documents"] += 2 * data.pairs_per_batch
+        state["tokens"] += int(world.total(batch.tokens))
+        meter.count(batch, model_flops(encoder, batch))
+        step = state["step"]
+        if step % run.log_every == 0 or step == run.steps:
+            loss = world.total(float(contrast.loss.detach())) / world.size
+            accuracy = world.total(float(contrast.accuracy)) / world.size
+            journal.step(
+                {
+                    **{name: state[name] for name in ("step", "documents", "tokens")},
+                    "loss": loss,
+                    "accuracy": accuracy,
+                    "learning_rate": rate,
+                    "scale": float(scale.detach()),
+                    "grad_norm": grad_norm,
+                    "negatives_per_anchor": contrast.negatives,
+                    **meter.read(world.total),
+                }
+            )
+        if validation and (step == run.steps or (run.validate_every and step % run.validate_every == 0)):
+            with meter.aside():
+                journal.validation(step, validate(engine, validation, data.sentences, world))
+        stopping = world.agree(stop_requested())
+        if stopping or step == run.steps or (run.checkpoint_every and step % run.checkpoint_every == 0):
+            with meter.aside():
+                save()
+        if stopping and step < run.steps:
+            journal.event("stopped", step=step)
+            journal.close()
+            return STOPPED
+
+    # ---- the result ----------------------------------------------------------------------------------------------
+    if world.is_first:
+        # A run that was made longer has the export of its shorter self.
+        shutil.rmtree(run.folder / "export", ignore_errors=True)
+        export_run(run.folder, run.folder / "export")
+    journal.event("done", step=state["step"])
+    journal.close()
+    world.barrier()
+    return DONE
+
+
+def next_batch(stream: Iterator[PackedBatch], world: topology.World) -> PackedBatch:
+    """The next batch; where one rank cannot read its own, all ranks raise what that rank has to say."""
+    batch, problem = None, ""
+    try:
+        batch = next(stream)
+    except InputError as error:
+        problem = str(error)
+    if world.agree(bool(problem)):
+        raise InputError(world.messages(problem)[0])
+    return batch
+
+
+def check_validation(validation: ShardIndex, training: ShardIndex) -> None:
+    """Refuse validation shards that the model in training could not read, before anything is spent."""
+    for name in ("tokenizer", "vocabulary", "special_ids", "sentence_tokens"):
+        if validation.manifest[name] != training.manifest[name]:
+            raise InputError(
+                f"{validation.folder} and {training.folder} differ in {name}: build both with the same --tokenizer and "
+                "--sentence-tokens"
+            )
+    if not (np.diff(validation.columns["group_documents"].astype(np.int64)) > 1).any():
+        raise InputError(f"{validation.folder}: no group has two languages, so there is nothing to retrieve")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a run folder that cannot be made, on every rank alike."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"run.folder={folder}: {existing} is no folder that can be written to")
+
+
+def make_plan(recipe: Recipe, index: ShardIndex) -> Plan:
+    data = recipe.data
+    return Plan(
+        index,
+        data.pairs_per_batch,
+        data.neighbours_per_batch,
+        data.neighbour_group,
+        data.language_temperature,
+        recipe.run.seed,
+    )
+
+
+def export_run(run: Path, out: Path) -> Path:
+    """Export the newest checkpoint of the run folder `run` as a self-contained model folder `out`."""
+    recipe = load_recipe(run / "config.yaml")
+    weights, _ = checkpoint.load_weights(run)
+    encoder = HMDEModel(HMDEConfig.from_pretrained(run / "model"))
+    module = TrainedModule(encoder, recipe.objective.scale, recipe.objective.trainable_scale)
+    module.load_state_dict(weights, strict=True)
+    encoder.config.scale = float(module.scale())
+    save_model(encoder, load_tokenizer(run / "model"), out)
+    return out
+
+
+def print_plan(recipe: Recipe) -> None:
+    """What a run would do, from the recipe and the index of its shards alone."""
+    index = ShardIndex.open(recipe.data.shards)
+    plan = make_plan(recipe, index)
+    encoder = build_model(recipe.model, index, recipe.data.sentences, recipe.objective.scale, recipe.run.seed)
+    pairs, steps = recipe.data.pairs_per_batch, recipe.run.steps
+    lower, upper = (sum(p.numel() for p in part.parameters()) for part in (encoder.lower, encoder.upper))
+    print(
+        f"data        {index.groups:,} groups, {index.manifest['documents']:,} documents, {len(index.languages)} languages"
+    )
+    print(f"model       {lower:,} parameters in the sentence encoder, {upper:,} in the document encoder")
+    print(
+        f"batch       {pairs} pairs = {2 * pairs} documents, {plan.neighbour_pairs} of the pairs category neighbours at most"
+    )
+    print(
+        f"run         {steps:,} steps = {steps / plan.batches_per_epoch:.1f} epochs of {plan.batches_per_epoch:,} batches"
+    )
+    print(f"worlds      {', '.join(str(n) for n in range(1, pairs + 1) if pairs % n == 0)} ranks")
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def catch_signals():
+    """Note SIGTERM, SIGUSR1 and SIGUSR2; returns a function that says whether one came. The loop decides what follows."""
+    received = []
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, _: received.append(number))
+    return lambda: bool(received)
+
+
+if __name__ == "__main__":
+    # What is wrong for all ranks the first one says for all: the launcher ends the others while they wait.
+    run_command(main, patience=3.0 * (topology.claimed_rank() > 0))

@@ -1,0 +1,86 @@
+import math
+import textwrap
+
+import pytest
+import torch
+from launch import environment, finish, start, torchrun
+
+from hmde_dist.objectives.document_contrast import document_contrast
+
+
+def by_hand(x, y, groups, scale):
+    """The loss of the paper, one row at a time, in plain Python."""
+    total = 0.0
+    for anchors, candidates in ((x, y), (y, x)):
+        for i in range(len(x)):
+            scores = [
+                scale * float(torch.cosine_similarity(anchors[i], candidates[j], dim=0))
+                for j in range(len(x))
+                if j == i or groups[j] != groups[i]
+            ]
+            own = scale * float(torch.cosine_similarity(anchors[i], candidates[i], dim=0))
+            total += math.log(sum(math.exp(s) for s in scores)) - own
+    return total / len(x)
+
+
+@pytest.mark.parametrize("groups", [[1, 2, 3, 4, 5], [1, 2, 1, 4, 1]])
+def test_the_loss_is_the_formula_and_versions_of_one_document_are_no_negatives(groups):
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 5, 8, dtype=torch.float64)
+    contrast = document_contrast(torch.cat([x, y]), torch.tensor(groups * 2), torch.tensor([20.0]))
+    assert float(contrast.loss) == pytest.approx(by_hand(x, y, groups, 20.0), rel=1e-5)
+    assert contrast.negatives == 4
+
+
+def test_accuracy_counts_both_directions():
+    x = torch.eye(4)
+    y = torch.eye(4)[[1, 0, 2, 3]]
+    contrast = document_contrast(torch.cat([x, y]), torch.arange(4).repeat(2), torch.tensor([20.0]))
+    assert float(contrast.accuracy) == 0.5
+
+
+def test_scores_far_apart_stay_finite():
+    x = torch.eye(3)
+    y = -torch.eye(3)
+    contrast = document_contrast(torch.cat([x, y]), torch.arange(3).repeat(2), torch.tensor([1000.0]))
+    assert torch.isfinite(contrast.loss)
+
+
+GATHERED = """
+    import sys, torch, torch.distributed as dist
+    from hmde_dist.objectives.document_contrast import document_contrast
+
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    inputs, groups = torch.randn(2, 12, 6), torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 11])
+    weight, scale = torch.randn(6, 6), torch.tensor([20.0])
+
+    def gradients(x, y, groups, mean):
+        w, s = weight.clone().requires_grad_(), scale.clone().requires_grad_()
+        contrast = document_contrast(torch.cat([x, y]) @ w, groups.repeat(2), s)
+        contrast.loss.backward()
+        found = [contrast.loss.detach(), w.grad, s.grad]
+        if mean:
+            for tensor in found:
+                dist.all_reduce(tensor)
+                tensor /= world
+        return found
+
+    part = slice(rank * 12 // world, (rank + 1) * 12 // world)
+    found = gradients(inputs[0, part], inputs[1, part], groups[part], mean=True)
+    is_initialized, dist.is_initialized = dist.is_initialized, lambda: False
+    expected = gradients(inputs[0], inputs[1], groups, mean=False)
+    dist.is_initialized = is_initialized
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_gathered_loss_weight_and_scale_gradients_equal_one_process_with_the_whole_batch(world, tmp_path):
+    script = tmp_path / "gathered.py"
+    script.write_text(textwrap.dedent(GATHERED), encoding="utf-8")
+    job = finish(start(torchrun(world, script), environment()))
+    assert job.code == 0, job.output

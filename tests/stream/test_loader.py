@@ -1,0 +1,128 @@
+import re
+import shutil
+from dataclasses import fields
+
+import pytest
+import torch
+
+from hmde_dist.command import InputError
+from hmde_dist.stream.batch import PackedBatch
+from hmde_dist.stream.index import ShardIndex
+from hmde_dist.stream.loader import RankBatches, batches, packing_settings
+from hmde_dist.stream.plan import Plan
+from hmde_dist.stream.reader import GroupReader
+
+PAIRS, SENTENCES, STEPS = 8, 6, 9  # of 4 steps an epoch
+CPU = torch.device("cpu")
+
+
+def open_plan(folder) -> Plan:
+    return Plan(ShardIndex.open(folder), PAIRS, 0.5, 2, 0.3, seed=3)
+
+
+@pytest.fixture(scope="module")
+def plan(shards) -> Plan:
+    return open_plan(shards("wds"))
+
+
+def load(plan, rank=0, world=1, start=0, stop=STEPS, workers=0) -> list[PackedBatch]:
+    return list(batches(RankBatches(plan, SENTENCES, rank, world), start, stop, workers, CPU))
+
+
+def assert_same(one: list[PackedBatch], other: list[PackedBatch]) -> None:
+    assert len(one) == len(other)
+    for left, right in zip(one, other, strict=True):
+        for field in fields(PackedBatch):
+            mine, yours = getattr(left, field.name), getattr(right, field.name)
+            if field.name in ("ids", "lengths"):
+                assert all(map(torch.equal, mine, yours)), field.name
+            elif field.name == "extra":
+                assert mine.keys() == yours.keys()
+                assert all(torch.equal(mine[key], yours[key]) for key in mine)
+            elif isinstance(mine, torch.Tensor):
+                assert torch.equal(mine, yours), field.name
+            else:
+                assert mine == yours, field.name
+
+
+def documents_of(batch: PackedBatch) -> list[tuple]:
+    """(group, tokens of its sentences with special ones) of every document of a batch."""
+    rows = [
+        tuple(ids[:length].tolist())
+        for bucket, lengths in zip(batch.ids, batch.lengths, strict=True)
+        for ids, length in zip(bucket, lengths, strict=True)
+    ]
+    sentences = iter(rows[row] for row in batch.sentence_rows)
+    return [
+        (group, tuple(next(sentences) for _ in range(count)))
+        for group, count in zip(batch.extra["group"].tolist(), batch.sentence_counts, strict=True)
+    ]
+
+
+def test_batches_hold_the_documents_of_the_plan(plan):
+    settings, reader = packing_settings(plan.index, SENTENCES), GroupReader(plan.index)
+    for step, batch in enumerate(load(plan)):
+        planned = plan.batch(step)
+        expected = []
+        for side in (0, 1):
+            for group, document in zip(planned.groups.tolist(), planned.documents[:, side].tolist(), strict=True):
+                tokens, lengths = reader[group].document(document)
+                tokens = tokens.tolist()
+                sentences = []
+                for length in lengths[:SENTENCES].tolist():
+                    sentences.append((settings["cls_id"], *tokens[:length], settings["sep_id"]))
+                    tokens = tokens[length:]
+                expected.append((group, tuple(sentences)))
+        assert documents_of(batch) == expected
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_together_hold_the_same_documents(plan, world):
+    whole = load(plan)
+    parts = [load(plan, rank, world) for rank in range(world)]
+    for step in range(STEPS):
+        together = [document for part in parts for document in documents_of(part[step])]
+        assert sorted(together) == sorted(documents_of(whole[step]))
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_the_second_half_of_a_batch_answers_the_first(plan, world):
+    for rank in range(world):
+        for batch in load(plan, rank, world):
+            pairs = PAIRS // world
+            groups = batch.extra["group"]
+            assert groups.shape == (2 * pairs,)
+            assert torch.equal(groups[:pairs], groups[pairs:])
+            documents = documents_of(batch)
+            assert all(documents[row] != documents[row + pairs] for row in range(pairs))
+
+
+@pytest.mark.parametrize("container", ["mds", "wds"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(plan, shards, container, workers):
+    assert_same(load(open_plan(shards(container)), 1, 2, workers=workers), load(plan, 1, 2))
+
+
+def test_both_containers_give_the_same(plan, shards):
+    assert_same(load(open_plan(shards("mds"))), load(plan))
+
+
+@pytest.mark.parametrize(("start", "workers"), [(1, 0), (4, 0), (7, 2)])
+def test_start_at_a_later_step_gives_the_same(shards, plan, start, workers):
+    assert_same(load(open_plan(shards("wds")), start=start, workers=workers), load(plan)[start:])
+
+
+def test_no_steps_left_is_no_error(plan):
+    assert load(plan, start=STEPS, stop=STEPS) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_shard_is_one_clear_line_from_workers_too(shards, tmp_path, workers):
+    index = ShardIndex.open(shutil.copytree(shards("wds"), tmp_path / "shards"))
+    paths = [index.folder / entry["name"] for entry in index.manifest["shards"]]
+    for path in paths:
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(InputError) as refused:
+        load(open_plan(index.folder), workers=workers)
+    assert re.match(r"\S+\.tar: sample \d+ is damaged \(", str(refused.value))
+    assert "\n" not in str(refused.value)

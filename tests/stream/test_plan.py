@@ -1,0 +1,229 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from hmde_dist.command import InputError
+from hmde_dist.corpus.shards import NO_CLUSTER
+from hmde_dist.stream.index import ShardIndex
+from hmde_dist.stream.plan import PLAN_VERSION, GlobalBatch, Plan
+
+
+def make_index(languages_of_groups, clusters, languages: int = 4) -> ShardIndex:
+    """An index in memory, of groups with these language numbers and categories."""
+    counts = [len(group) for group in languages_of_groups]
+    columns = {
+        "group_cluster": np.array(clusters, dtype=np.uint32),
+        "group_documents": np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32),
+        "document_language": np.array([n for group in languages_of_groups for n in group], dtype=np.uint16),
+    }
+    manifest = {"groups": len(counts), "languages": [f"l{number}" for number in range(languages)]}
+    return ShardIndex(Path("shards"), manifest, columns)
+
+
+def even_index(groups: int, clusters: int, size: int) -> ShardIndex:
+    """`groups` groups of four languages: `clusters` categories of `size` groups, the others without category."""
+    numbers = np.full(groups, NO_CLUSTER)
+    numbers[: clusters * size] = 1 + np.arange(clusters * size) // size
+    return make_index([range(4)] * groups, np.random.default_rng(0).permutation(numbers))
+
+
+SETTINGS = {"pairs": 16, "neighbours": 0.5, "neighbour_group": 4, "temperature": 0.3, "seed": 0}
+
+
+ANY_PAIRS = st.integers(1, 12)
+
+
+@st.composite
+def plans(draw, pairs=ANY_PAIRS):
+    """A function that makes the same plan anew, and its index."""
+    languages = st.lists(st.sampled_from(range(4)), unique=True, min_size=1)
+    groups = draw(st.lists(st.tuples(languages, st.integers(0, 4)), max_size=30))
+    groups += [([0, 1], 1)] * 12  # never fewer than one batch
+    index = make_index(*zip(*groups, strict=True))
+    settings = {
+        "pairs": draw(pairs),
+        "neighbours": draw(st.floats(0, 1)),
+        "neighbour_group": draw(st.integers(2, 6)),
+        "temperature": draw(st.floats(0, 1)),
+        "seed": draw(st.integers(0, 2**32)),
+    }
+    return (lambda: Plan(index, **settings)), index
+
+
+def epoch_of(plan: Plan, epoch: int) -> np.ndarray:
+    steps = range(epoch * plan.batches_per_epoch, (epoch + 1) * plan.batches_per_epoch)
+    return np.stack([plan.batch(step).groups for step in steps])
+
+
+@given(plans(), st.integers(0, 3))
+def test_a_group_occurs_at_most_once_an_epoch(case, epoch):
+    make, index = case
+    plan = make()
+    versions = np.diff(index.columns["group_documents"])
+    usable = np.flatnonzero(versions > 1)
+    assert plan.batches_per_epoch == len(usable) // plan.pairs
+    groups = epoch_of(plan, epoch).ravel()
+    assert len(groups) == len(set(groups.tolist())) == plan.batches_per_epoch * plan.pairs
+    assert set(groups.tolist()) <= set(usable.tolist())
+
+
+@given(plans(), st.lists(st.integers(0, 60), min_size=1, max_size=8), st.integers(0, 60))
+def test_a_batch_does_not_depend_on_what_was_asked_before(case, before, step):
+    make, _ = case
+    used = make()
+    for other in before:
+        used.batch(other)
+    fresh, again = make().batch(step), used.batch(step)
+    assert np.array_equal(fresh.groups, again.groups)
+    assert np.array_equal(fresh.documents, again.documents)
+
+
+@given(plans(), st.integers(0, 60))
+def test_a_pair_is_two_documents_of_its_group(case, step):
+    make, index = case
+    batch = make().batch(step)
+    versions = np.diff(index.columns["group_documents"].astype(int))[batch.groups]
+    assert batch.documents.shape == (len(batch.groups), 2)
+    assert (batch.documents >= 0).all()
+    assert (batch.documents < versions[:, None]).all()
+    assert (batch.documents[:, 0] != batch.documents[:, 1]).all()
+
+
+@given(plans(st.sampled_from([1, 6, 8, 12])), st.integers(0, 60), st.integers(0, 2**32))
+def test_ranks_share_a_batch_without_rest(case, step, seed):
+    make, _ = case
+    batch = make().batch(step)
+    whole = sorted(zip(batch.groups.tolist(), batch.documents.tolist(), strict=True))
+    tokens = np.random.default_rng(seed).integers(1, 50, len(batch.groups))
+    for world in (world for world in range(1, len(whole) + 1) if len(whole) % world == 0):
+        parts = [batch.of_rank(rank, world, tokens) for rank in range(world)]
+        assert {len(part.groups) for part in parts} == {len(whole) // world}
+        assert whole == sorted(
+            pair for part in parts for pair in zip(part.groups.tolist(), part.documents.tolist(), strict=True)
+        )
+
+
+def test_one_rank_has_the_batch_as_it_is():
+    batch = Plan(even_index(64, 8, 4), **SETTINGS).batch(1)
+    assert np.array_equal(batch.of_rank(0, 1, np.arange(16)).groups, batch.groups)
+
+
+@pytest.mark.parametrize("world", [2, 4, 8, 16])
+def test_ranks_get_about_the_same_tokens(world):
+    """On log-normal lengths; what no dealing can beat is the mean, or the one longest pair."""
+    batch = GlobalBatch(np.arange(256), np.zeros((256, 2), dtype=np.int64))
+    for seed in range(20):
+        tokens = np.random.default_rng(seed).lognormal(6, 1, size=256).astype(np.int64)
+        loads = [tokens[batch.of_rank(rank, world, tokens).groups].sum() for rank in range(world)]
+        assert max(loads) <= 1.08 * max(np.mean(loads), tokens.max())
+
+
+def test_epochs_and_seeds_differ():
+    index = even_index(64, 8, 4)
+    plan, other = Plan(index, **SETTINGS), Plan(index, **SETTINGS | {"seed": 1})
+    first = epoch_of(plan, 0)
+    assert not np.array_equal(first, epoch_of(plan, 1))
+    assert not np.array_equal(first, epoch_of(other, 0))
+
+
+def test_pairs_of_a_group_are_drawn_anew_each_epoch():
+    plan = Plan(even_index(16, 0, 1), **SETTINGS)
+    drawn = [dict(zip(plan.batch(e).groups.tolist(), plan.batch(e).documents.tolist(), strict=True)) for e in range(8)]
+    assert all(len({tuple(epoch[group]) for epoch in drawn}) > 1 for group in range(16))
+
+
+def test_groups_left_over_in_one_epoch_come_in_others():
+    plan = Plan(even_index(31, 4, 4), **SETTINGS)
+    assert plan.batches_per_epoch == 1
+    assert set(np.concatenate([plan.batch(epoch).groups for epoch in range(16)]).tolist()) == set(range(31))
+
+
+def whole_clusters(index: ShardIndex, batch: np.ndarray) -> int:
+    """Categories all of whose groups lie in the batch."""
+    clusters = index.columns["group_cluster"]
+    return sum(
+        bool(np.isin(np.flatnonzero(clusters == cluster), batch).all())
+        for cluster in np.unique(clusters[clusters != NO_CLUSTER])
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "pairs", "size", "expected"),
+    [(0.5, 32, 4, 4), (0.25, 32, 4, 2), (1.0, 32, 4, 8), (1.0, 31, 4, 7), (0.3, 32, 4, 2), (1.0, 6, 4, 1)],
+)
+def test_promised_share_of_neighbours_is_met(share, pairs, size, expected):
+    index = even_index(480, 120, size)
+    plan = Plan(index, **SETTINGS | {"pairs": pairs, "neighbours": share, "neighbour_group": size})
+    assert {whole_clusters(index, batch) for batch in epoch_of(plan, 0)} == {expected}
+
+
+@given(st.floats(0, 1), st.integers(1, 64), st.integers(2, 8))
+def test_share_is_met_as_nearly_as_whole_runs_allow(share, pairs, size):
+    assume(size <= pairs)  # the recipe refuses the rest
+    plan = Plan(even_index(64, 0, 1), **SETTINGS | {"pairs": pairs, "neighbours": share, "neighbour_group": size})
+    possible = range(size if share else 0, pairs + 1, size)  # a share above zero is at least one run
+    assert plan.neighbour_pairs in possible
+    assert abs(plan.neighbour_pairs - share * pairs) == pytest.approx(min(abs(n - share * pairs) for n in possible))
+
+
+def test_few_neighbours_are_spread_evenly():
+    index = even_index(320, 13, 4)
+    counts = [whole_clusters(index, batch) for batch in epoch_of(Plan(index, **SETTINGS), 0)]
+    assert sorted(counts) == [0] * 7 + [1] * 13
+
+
+def test_neighbours_change_every_epoch():
+    index = make_index([range(4)] * 64, [1] * 64)
+    plan = Plan(index, **SETTINGS | {"neighbours": 1.0})
+    met = [{frozenset(run.tolist()) for run in epoch_of(plan, epoch).reshape(-1, 4)} for epoch in range(3)]
+    assert not met[0] & met[1] & met[2]
+
+
+def test_groups_without_category_are_nobodys_neighbours():
+    index = make_index([range(4)] * 64, [NO_CLUSTER] * 64)
+    assert np.array_equal(
+        epoch_of(Plan(index, **SETTINGS), 0),
+        epoch_of(Plan(make_index([range(4)] * 64, range(1, 65)), **SETTINGS), 0),
+    )
+
+
+def test_temperature_favours_rare_languages():
+    """Language 2 is in 40 of 400 groups; of three documents two are drawn."""
+    index = make_index([[0, 1, 2]] * 40 + [[0, 1]] * 360, [NO_CLUSTER] * 400)
+
+    def share_of_rare(temperature):
+        plan = Plan(index, **SETTINGS | {"pairs": 400, "temperature": temperature})
+        batches = [plan.batch(epoch) for epoch in range(8)]
+        return np.mean([(batch.documents[batch.groups < 40] == 2).any(axis=1).mean() for batch in batches])
+
+    assert share_of_rare(1.0) == pytest.approx(2 / 3, abs=0.07)
+    # First draw 10 : 1 : 1 in favour of the rare one, second draw 10 : 1.
+    assert share_of_rare(0.0) == pytest.approx(10 / 12 + 2 / 12 * 10 / 11, abs=0.02)
+    assert share_of_rare(1.0) + 0.05 < share_of_rare(0.3) < share_of_rare(0.0)
+
+
+def test_too_few_groups_say_how_many_there_are():
+    index = make_index([[0, 1]] * 5 + [[0]] * 20, [NO_CLUSTER] * 25)
+    with pytest.raises(InputError, match=r"5 groups in two or more languages.*set data\.pairs_per_batch to 5 or less"):
+        Plan(index, **SETTINGS)
+    assert Plan(index, **SETTINGS | {"pairs": 5}).batches_per_epoch == 1
+
+
+def test_no_pair_at_all_is_not_answered_with_a_batch_of_none():
+    with pytest.raises(InputError, match="two or more languages") as refused:
+        Plan(make_index([[0]] * 20, [NO_CLUSTER] * 20), **SETTINGS)
+    assert "to 0 or less" not in str(refused.value)
+
+
+def test_plan_never_changes():
+    """A run that is resumed with newer code or numpy must meet the same pairs: else raise PLAN_VERSION."""
+    plan = Plan(even_index(100, 10, 5), **SETTINGS | {"seed": 7})
+    digest = hashlib.sha256()
+    for step in range(2 * plan.batches_per_epoch):
+        batch = plan.batch(step)
+        digest.update(np.column_stack([batch.groups, batch.documents]).astype("<i8").tobytes())
+    assert (PLAN_VERSION, digest.hexdigest()[:16]) == (1, "52aa2cd5efc61396")
