@@ -20,8 +20,9 @@ import pytest
 from hypothesis import settings
 from launch import train, write_recipe
 
-from hmde_dist.corpus import shards as shards_module
-from hmde_dist.corpus.documents import read_documents, write_splits
+from hmde_dist.corpus import shard_build
+from hmde_dist.corpus.documents import write_splits
+from hmde_dist.corpus.readers import read_documents
 from hmde_dist.corpus.tokenizer import load_tokenizer, train_tokenizer
 
 SENTENCE_TOKENS = 24
@@ -65,10 +66,10 @@ def shards(documents_folder, tokenizer, tmp_path_factory) -> Callable[..., Path]
     def build(container: str, split: str = "train") -> Path:
         if (container, split) not in made:
             folder = tmp_path_factory.mktemp(f"{container}-{split}") / "out"
-            documents = read_documents([documents_folder / f"{split}.jsonl.gz"])
+            documents = [documents_folder / f"{split}.jsonl.gz"]
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(shards_module, "SHARD_BYTES", 1 << 16)
-                shards_module.build_shards(documents, tokenizer, SENTENCE_TOKENS, folder, container)
+                patch.setattr(shard_build, "SHARD_BYTES", 1 << 15)
+                shard_build.build_shards(documents, tokenizer, SENTENCE_TOKENS, folder, container)
             made[container, split] = folder
         return made[container, split]
 

@@ -119,3 +119,10 @@ def journal(run: Path) -> list[dict]:
     """The step records of a run folder."""
     records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     return [record for record in records if "loss" in record]
+
+
+def write_documents(path: Path, documents) -> Path:
+    """Write documents as JSON lines; returns the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(document.as_json() + "\n" for document in documents), encoding="utf-8")
+    return path

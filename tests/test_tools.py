@@ -77,7 +77,7 @@ def test_a_bad_line_is_named_and_nothing_is_left(line, message, tokenizer_folder
     documents = tmp_path / "documents.jsonl"
     documents.write_bytes(b'{"id": "a", "lang": "de", "text": "Gut."}\n' + line + b"\n")
     for command in (
-        ("build_documents.py", "jsonl", "--documents", documents),
+        ("build_documents.py", "files", "--documents", documents),
         ("build_shards.py", "--documents", documents, "--tokenizer", tokenizer_folder, "--format", "mds"),
     ):
         job = tool(*command, "--out", tmp_path / "out")

@@ -202,10 +202,9 @@ def test_a_run_does_not_go_on_with_other_settings(change, message, trained_run):
 def test_validation_shards_of_another_sentence_length_are_refused_at_the_start(
     tmp_path, shards, tokenizer, documents_folder
 ):
-    from hmde_dist.corpus.documents import read_documents
-    from hmde_dist.corpus.shards import build_shards
+    from hmde_dist.corpus.shard_build import build_shards
 
-    build_shards(read_documents([documents_folder / "test.jsonl.gz"]), tokenizer, 12, tmp_path / "other", "wds")
+    build_shards([documents_folder / "test.jsonl.gz"], tokenizer, 12, tmp_path / "other", "wds")
     recipe = write_recipe(tmp_path / "recipe.yaml", shards("wds"), data={"validation": str(tmp_path / "other")})
     job = python("hmde_dist/train.py", recipe)
     assert job.code == 2 and "differ in sentence_tokens" in job.output

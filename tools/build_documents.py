@@ -1,13 +1,14 @@
 """Sources -> documents: writes train, validation and test files of comparable documents, split by hash of the id."""
 
-import os
+import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-from hmde_dist.command import DONE, FAILED, InputError, argument_parser, run_command
-from hmde_dist.corpus import libreoffice, wikipedia
-from hmde_dist.corpus.documents import read_documents, write_splits
+from hmde_dist.command import DONE, FAILED, InputError, argument_parser, positive, run_command
+from hmde_dist.corpus import libreoffice, steps, wikipedia
+from hmde_dist.corpus.documents import FIELDS, write_splits
+from hmde_dist.corpus.readers import read_documents
 
 
 def main() -> int:
@@ -18,35 +19,107 @@ def main() -> int:
     help_ = sources.add_parser("libreoffice-help", help="the LibreOffice help, from Debian's or Ubuntu's packages")
     help_.add_argument("--languages", default=",".join(libreoffice.LANGUAGES), help="comma-separated (%(default)s)")
     help_.add_argument("--packages", type=Path, help="a folder of packages unpacked already; nothing is fetched")
-    lines = sources.add_parser("jsonl", help="documents in the project's JSON-lines schema: checked and split")
-    lines.add_argument("--documents", type=Path, nargs="+", required=True, metavar="PATH", help=".jsonl or .jsonl.gz")
+    files = sources.add_parser(
+        "files",
+        help="documents of your own: JSON lines, parquet, Hugging Face datasets folders, TREC text: checked and split",
+    )
+    files.add_argument(
+        "--documents", type=Path, nargs="+", required=True, metavar="PATH",
+        help=".jsonl, .json, .parquet, .trec, .trectext, .sgml, .sgm, all but parquet also with .gz; "
+        "a folder of datasets' save_to_disk or of parquet files",
+    )  # fmt: skip
+    files.add_argument(
+        "--field", action="append", type=field, default=[], metavar="NAME=SOURCE",
+        help=f"what the files call one of {', '.join(FIELDS)}, such as text=body; nothing behind = leaves it out",
+    )  # fmt: skip
+    files.add_argument("--lang", default="", metavar="CODE", help="of documents that name none, such as en")
     wiki = sources.add_parser("wikipedia", help="CirrusSearch index dumps of Wikipedias, sharpened by SQL dumps")
     wiki.add_argument("--dumps", type=Path, required=True, metavar="DIR", help="dump files at any depth, known by name")
     wiki.add_argument("--languages", required=True, help="comma-separated, such as en,de,ja")
-    wiki.add_argument("--min-sentences", type=int, default=5, help="shorter pages are dropped (%(default)s)")
-    wiki.add_argument("--max-sentences", type=int, default=64, help="of a page that are kept (%(default)s)")
-    wiki.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (%(default)s)")
-    for source in (help_, lines, wiki):
+    defaults = wikipedia.Filters()
+    wiki.add_argument(
+        "--min-sentences", type=positive, default=defaults.min_sentences, help="pages of fewer are stubs (%(default)s)"
+    )
+    wiki.add_argument(
+        "--min-characters", type=positive, default=defaults.min_characters, help="and of fewer of these (%(default)s)"
+    )
+    wiki.add_argument("--drop-stub-templates", action="store_true", help="pages that bear a stub template are stubs")
+    wiki.add_argument(
+        "--max-sentences", type=positive, default=defaults.max_sentences, help="of a page that are kept (%(default)s)"
+    )
+    wiki.add_argument(
+        "--script-share",
+        type=float,
+        default=defaults.script_share,
+        help="of letters in the script of the language (%(default)s)",
+    )
+    wiki.add_argument(
+        "--cap", action="append", type=cap, default=[], metavar="LANG=PAGES",
+        help="most pages of a language; by default " + " ".join(f"{k}={v}" for k, v in defaults.caps.items()),
+    )  # fmt: skip
+    wiki.add_argument("--plan", action="store_true", help="print files, bytes and expected time; read nothing")
+    steps.add_arguments(wiki, wikipedia.STEPS)
+    for source in (help_, files, wiki):
         source.add_argument("--out", type=Path, required=True, help="folder to create")
     args = parser.parse_args()
 
+    if args.source == "wikipedia":
+        return _wikipedia(args)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise InputError(f"{args.out} exists and is not empty: remove it or name another --out")
-    if args.source == "jsonl":
-        report = write_splits(read_documents(args.documents), args.out)
-    elif args.source == "wikipedia":
-        filters = wikipedia.Filters(args.min_sentences, args.max_sentences)
-        report = wikipedia.build_documents(args.dumps, args.languages.split(","), args.out, args.workers, filters)
-        print_counts(report["filters"])
+    if args.source == "files":
+        report = write_splits(read_documents(args.documents, dict(args.field), args.lang), args.out)
     else:
         report = _libreoffice(args)
+    return show(report, args.out)
+
+
+def show(report: dict, out: Path) -> int:
+    """Print a report; the exit code says whether a source was damaged."""
     for split, counts in report["splits"].items():
         languages = " ".join(f"{language} {count}" for language, count in counts["documents"].items())
         print(f"{split:<10} {counts['groups']:>6} groups   {languages}")
-    print(f"left out: {report['left_out_one_language']} ids with one language; written to {args.out}")
+    print(f"left out: {report['left_out_one_language']} ids with one language; written to {out}")
     for problem in report.get("problems", []):
         print(f"damaged: {problem}", file=sys.stderr)
     return FAILED if report.get("problems") else DONE
+
+
+def field(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    if name not in FIELDS or not equals:
+        raise argparse.ArgumentTypeError(f'"{text}" is no NAME=SOURCE with a NAME of {", ".join(FIELDS)}')
+    return name, source
+
+
+def cap(text: str) -> tuple[str, int]:
+    language, _, pages = text.partition("=")
+    if not language or not pages.isdecimal():
+        raise argparse.ArgumentTypeError(f'"{text}" is no cap such as ceb=100000')
+    return language, int(pages)
+
+
+def _wikipedia(args) -> int:
+    languages = args.languages.split(",")
+    if args.plan:
+        print(wikipedia.describe_plan(args.dumps, languages, args.workers))
+        return DONE
+    filters = wikipedia.Filters(
+        args.min_sentences,
+        args.min_characters,
+        args.drop_stub_templates,
+        args.max_sentences,
+        args.script_share,
+        wikipedia.BOT_WIKIS | dict(args.cap),
+    )
+    try:
+        report = wikipedia.build_documents(
+            args.dumps, languages, args.out, args.workers, filters, args.step, args.share
+        )
+    except steps.ShareDone:
+        return DONE
+    print_counts(report["filters"])
+    return show(report, args.out)
 
 
 def _libreoffice(args) -> dict:

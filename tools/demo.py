@@ -40,7 +40,7 @@ def main() -> None:
             "(make demo DOCUMENTS=path.jsonl.gz takes yours)."
         )
         documents, recipe, vocabulary = SMALL_CORPUS, "recipes/demo-small.yaml", 2000
-    source = "libreoffice-help" if documents is None else f"jsonl --documents {shlex.quote(str(documents))}"
+    source = "libreoffice-help" if documents is None else f"files --documents {shlex.quote(str(documents))}"
     ranks = torch.cuda.device_count() or 2
     overrides = [f"data.shards={out}/shards/train", f"data.validation={out}/shards/validation", f"run.folder={out}/run"]
     if ranks & (ranks - 1):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hmde_dist.command import argument_parser, run_command
-from hmde_dist.corpus.documents import read_documents
+from hmde_dist.corpus.readers import read_documents
 from hmde_dist.evaluation.encode import OUTPUTS, encode_to_folder
 from hmde_dist.model.export import load_model
 
@@ -14,7 +14,7 @@ def main() -> None:
         "python tools/encode.py --model build/model --documents build/documents/test.jsonl.gz --out build/vectors",
     )
     parser.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="an exported model")
-    parser.add_argument("--documents", type=Path, nargs="+", required=True, metavar="PATH", help=".jsonl or .jsonl.gz")
+    parser.add_argument("--documents", type=Path, nargs="+", required=True, metavar="PATH", help=".jsonl or .parquet")
     parser.add_argument("--out", type=Path, required=True, metavar="VECTORS_DIR", help="folder to create")
     parser.add_argument("--output", choices=OUTPUTS, default=OUTPUTS[0], help="which vector (%(default)s)")
     args = parser.parse_args()

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from hmde_dist.command import InputError, argument_parser, output_file, run_command
-from hmde_dist.corpus.documents import read_documents
+from hmde_dist.corpus.readers import read_documents
 from hmde_dist.evaluation.baselines import baselines, model_scorer
 from hmde_dist.evaluation.retrieval import METRICS, Candidates, language_pairs, macro, retrieval
 from hmde_dist.model.export import load_model
@@ -19,7 +19,7 @@ def main() -> None:
     tasks = parser.add_subparsers(dest="task", required=True)
     task = tasks.add_parser("retrieval", help="find each document's version in another language")
     task.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="an exported model")
-    task.add_argument("--documents", type=Path, nargs="+", required=True, metavar="PATH", help=".jsonl or .jsonl.gz")
+    task.add_argument("--documents", type=Path, nargs="+", required=True, metavar="PATH", help=".jsonl or .parquet")
     task.add_argument("--pairs", help="comma-separated, such as de-en,ja-fr (default: every ordered pair)")
     task.add_argument("--baselines", action="store_true", help="also the untrained model, sentence means and TF-IDF")
     task.add_argument("--out", type=Path, default=Path("report.json"), help="report to write (%(default)s)")

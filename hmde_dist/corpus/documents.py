@@ -1,23 +1,27 @@
-"""Documents: the JSON-lines schema, its checks, groups of comparable documents, the train/validation/test split.
+"""Documents: the schema of a record, its checks, groups of comparable documents, the train/validation/test split.
 
-A document is one line `{"id", "lang", "title"?, "text" | "sentences", "categories"?}`; documents that share an
+A document is one record `{"id", "lang", "title"?, "text" | "sentences", "categories"?}`; documents that share an
 `id` are versions of one document in several languages: a *group*. Other keys are kept out and are no error.
-This module refuses wrong lines, naming file and line; it never repairs them.
+This module refuses wrong records, naming file and place; it never repairs them. `corpus.readers` opens the files.
 """
 
 import gzip
 import hashlib
 import json
 import re
-import zlib
-from collections.abc import Iterable, Iterator
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
-from hmde_dist.command import InputError, output_folder, progress
+from hmde_dist.command import InputError, output_folder
+from hmde_dist.corpus.buckets import Dealer, read_bucket
 
 LANGUAGE_CODE = re.compile(r"[a-z]{2,8}(-[a-z0-9]{1,8})*")
 SPLITS = ("train", "validation", "test")
+BUCKETS = 256  # that documents are dealt into to be grouped
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +35,28 @@ class Document:
     sentences: tuple[str, ...] = ()
     categories: tuple[str, ...] = field(default=())
 
-    def as_json(self) -> str:
-        return json.dumps({k: v for k, v in asdict(self).items() if v}, ensure_ascii=False)
+    def as_json(self, **other: str) -> str:
+        """One JSON line; `other` are keys that training does not read."""
+        return json.dumps({k: v for k, v in asdict(self).items() if v} | other, ensure_ascii=False)
+
+
+FIELDS = tuple(Document.__dataclass_fields__)
 
 
 def parse_document(line: bytes, where: str) -> Document:
     """One JSON line as a `Document`; `where` (file:line) opens every message.
 
     Raises:
-        InputError: not UTF-8, not a JSON object, or a field that is missing, empty or of the wrong type.
+        InputError: see `parse_record` and `check_record`.
+    """
+    return check_record(parse_record(line, where), where)
+
+
+def parse_record(line: bytes, where: str) -> dict:
+    """One JSON line as a dictionary, its content unchecked.
+
+    Raises:
+        InputError: not UTF-8, not JSON or not a JSON object.
     """
     try:
         record = json.loads(line.decode("utf-8"))
@@ -53,6 +70,17 @@ def parse_document(line: bytes, where: str) -> Document:
         raise InputError(f"{where}: not JSON that can be read ({error})") from None
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def check_record(record: Mapping, where: str) -> Document:
+    """A record from any kind of file as a `Document`; `where` opens every message. A whole number as id is no error.
+
+    Raises:
+        InputError: a field is missing, empty or of the wrong type.
+    """
+    if type(record.get("id")) is int:
+        record = {**record, "id": str(record["id"])}
     for key in ("id", "lang"):
         if not isinstance(record.get(key), str) or not record[key]:
             raise InputError(f'{where}: a document needs a non-empty string "{key}"')
@@ -94,42 +122,31 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def read_documents(paths: Iterable[str | Path]) -> Iterator[Document]:
-    """The documents of JSON-lines files (plain or .gz), checked, with a progress bar over bytes read."""
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise InputError(f"{path}: no such file of documents")
-        with (
-            open(path, "rb") as raw,
-            progress(total=path.stat().st_size, desc=f"read {path.name}", unit="B", unit_scale=True) as bar,
-        ):
-            lines = gzip.open(raw) if path.suffix == ".gz" else raw
-            count = 0
-            try:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        yield parse_document(line, f"{path}:{number}")
-                        count += 1
-                    bar.update(raw.tell() - bar.n)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise InputError(f"{path}: damaged gzip file after {count} documents ({error})") from None
-        if not count:
-            raise InputError(f"{path}: holds no documents")
+def __getattr__(name):  # until every import says corpus.readers
+    if name == "read_documents":
+        from hmde_dist.corpus.readers import read_documents
+
+        return read_documents
+    raise AttributeError(name)
 
 
-def group_documents(documents: Iterable[Document]) -> dict[str, dict[str, Document]]:
-    """Documents by id, then by language, both in sorted order.
+def read_groups(folders: Sequence[Path], bucket: int) -> Iterator[tuple[str, list[Document]]]:
+    """(id, its documents by language) of one bucket of dealt documents (see `corpus.buckets`), by id.
 
     Raises:
         InputError: an id has two documents in one language.
     """
-    groups: dict[str, dict[str, Document]] = {}
-    for document in documents:
-        versions = groups.setdefault(document.id, {})
-        if document.lang in versions:
-            raise InputError(f'document "{document.id}" occurs twice in "{document.lang}": keep one')
-        versions[document.lang] = document
-    return {id_: dict(sorted(groups[id_].items())) for id_ in sorted(groups)}
+    for id_, documents in read_bucket(folders, bucket, _parse_dealt):
+        documents.sort(key=lambda document: document.lang)
+        for one, other in pairwise(documents):
+            if one.lang == other.lang:
+                raise InputError(f'document "{id_}" occurs twice in "{one.lang}": keep one')
+        yield id_, documents
+
+
+def _parse_dealt(line: bytes) -> tuple[str, Document]:
+    document = parse_document(line, "document")
+    return document.id, document
 
 
 def split_of(group_id: str) -> str:
@@ -141,23 +158,41 @@ def split_of(group_id: str) -> str:
 def write_splits(documents: Iterable[Document], out: str | Path) -> dict:
     """Write `train|validation|test.jsonl.gz` and `report.json` under `out`, ids with one language left out.
 
-    Returns the report: documents per split and language, and what was left out.
+    Memory holds one of `BUCKETS` parts of the documents. Returns the report: documents per split and language, and what
+    was left out.
+
+    Raises:
+        InputError: an id has two documents in one language, or none has two languages.
     """
-    groups = group_documents(documents)
-    kept = {id_: versions for id_, versions in groups.items() if len(versions) > 1}
-    report: dict = {"groups": len(kept), "left_out_one_language": len(groups) - len(kept), "splits": {}}
-    if not kept:
-        raise InputError("no id occurs in two languages: comparable documents must share their id")
+    splits = {split: {"groups": 0, "documents": Counter()} for split in SPLITS}
+    alone = 0
     with output_folder(out) as folder:
-        for split in SPLITS:
-            chosen = [versions for id_, versions in kept.items() if split_of(id_) == split]
-            languages: dict[str, int] = {}
-            # A fixed mtime makes equal documents equal files.
-            with gzip.GzipFile(folder / f"{split}.jsonl.gz", "wb", compresslevel=6, mtime=0) as file:
-                for versions in chosen:
-                    for document in versions.values():
-                        file.write((document.as_json() + "\n").encode())
-                        languages[document.lang] = languages.get(document.lang, 0) + 1
-            report["splits"][split] = {"groups": len(chosen), "documents": dict(sorted(languages.items()))}
+        work = folder / "work"
+        work.mkdir()
+        dealer = Dealer(work, BUCKETS)
+        for document in documents:
+            dealer.deal(document.id, document.as_json().encode() + b"\n")
+        dealer.close()
+        # A fixed mtime makes equal documents equal files.
+        files = {split: gzip.GzipFile(folder / f"{split}.jsonl.gz", "wb", compresslevel=6, mtime=0) for split in SPLITS}
+        for bucket in range(BUCKETS):
+            for id_, versions in read_groups([work], bucket):
+                if len(versions) < 2:
+                    alone += 1
+                    continue
+                split = split_of(id_)
+                splits[split]["groups"] += 1
+                for document in versions:
+                    files[split].write((document.as_json() + "\n").encode())
+                    splits[split]["documents"][document.lang] += 1
+        for file in files.values():
+            file.close()
+        shutil.rmtree(work)
+        for counts in splits.values():
+            counts["documents"] = dict(sorted(counts["documents"].items()))
+        groups = sum(counts["groups"] for counts in splits.values())
+        if not groups:
+            raise InputError("no id occurs in two languages: comparable documents must share their id")
+        report = {"groups": groups, "left_out_one_language": alone, "splits": splits}
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report

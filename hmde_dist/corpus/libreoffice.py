@@ -173,7 +173,7 @@ def extract(page: bytes, name: str, lang: str) -> Document:
         tree = html.document_fromstring(page, parser=_PARSER)
         title = _one_line(tree.findtext(".//title") or "")
         text = "\n".join(_lines(tree, module.upper()))
-    return Document(f"lo:{name}", lang, title, text, categories=(module, "/".join(folders) or "index"))
+    return Document(f"lo:{name}", lang, title, text, categories=(module, "/".join([module, *(folders or ["index"])])))
 
 
 def _lines(tree: html.HtmlElement, module: str) -> Iterator[str]:

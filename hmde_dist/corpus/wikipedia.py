@@ -1,36 +1,61 @@
 """Wikipedia dumps -> comparable documents: pages of one Wikidata item in several languages.
 
-Two stages, each in parallel and each in constant memory. *Extract* reads every dump file once, filters and splits its
-pages and deals them by their item into buckets. *Merge* reads one bucket at a time, in which all versions of an item
-now lie together, and writes its groups. Neither the number of processes nor their order changes a byte of the result.
+The steps (see `STEPS`; `corpus.steps` makes each of them resumable and spreads it over processes):
 
-Owns the filters (every drop is counted, per language) and the choice of a group's category. Refuses wikis that are no
+    sitelinks, facts, graph   SQL dumps -> one SQLite file a wiki, and the category graph over all of them
+    extract                   each content dump -> filtered, split pages, dealt into buckets by their item
+    select                    each wiki: duplicates, caps
+    count, sizes, orphans, all_sizes   groups of every category, direct ones first, then their parents
+    merge, finish             each bucket -> groups with their categories, written as documents
+
+Every step takes constant memory but `select`, which holds 32 bytes a page of one wiki. Neither the number of processes
+nor their order changes a byte of the result.
+
+Owns the filters (every drop is counted, per language) and the choice of a group's categories. Refuses wikis that are no
 Wikipedia; keeps what a damaged file holds before the damage, and says so.
 """
 
 import gzip
+import hashlib
 import json
-import multiprocessing
-import os
 import re
 import shutil
 import unicodedata
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hmde_dist.command import InputError, output_folder, progress
+import numpy as np
+
+from hmde_dist.command import InputError
+from hmde_dist.corpus.buckets import Dealer, buckets_for, read_bucket
 from hmde_dist.corpus.cirrus import Dumps, Page, find_dumps, language_of, read_pages
 from hmde_dist.corpus.documents import SPLITS, Document, split_of
-from hmde_dist.corpus.sentences import split_sentences
-from hmde_dist.corpus.sql_dump import read_rows
+from hmde_dist.corpus.duplicates import REASONS, choose_left_out, describe
+from hmde_dist.corpus.facts import (
+    TABLES,
+    WikiFacts,
+    ancestors,
+    size_of,
+    write_facts,
+    write_graph,
+    write_sitelinks,
+    write_sizes,
+)
+from hmde_dist.corpus.sentences import SPLITTER_VERSION, split_sentences
+from hmde_dist.corpus.steps import Build, file_facts
 
-FILTERS = ("namespace", "redirect", "no_item", "disambiguation", "list", "short", "wrong_script", "item_twice")
-BUCKET_BYTES = 64 << 20  # of text, about
-CATEGORY_NAMESPACE = b"14"
-LARGEST_CATEGORY = 2000  # groups; a category of more says little
+# Each step, and whether it has many tasks.
+STEPS = {
+    "sitelinks": False, "facts": True, "graph": False, "extract": True, "select": True, "count": True, "sizes": False,
+    "orphans": True, "all_sizes": False, "merge": True, "finish": False,
+}  # fmt: skip
+FILTERS = ("namespace", "redirect", "no_item", "disambiguation", "list", "stub", "wrong_script", *REASONS)
+SMALLEST_CATEGORY, LARGEST_CATEGORY = 2, 2000  # groups; a category of more says little
+PARENT_STEPS = 2
+# Bytes a second of one process and share of text, measured by tools/bench_corpus.py: see docs/benchmarks.md.
+CONTENT_RATE, SQL_RATE, TEXT_SHARE = 1.0e6, 5.0e6, 1.0
 
 # The script most letters of a page must have, by language; other languages are not checked.
 _SCRIPTS = {
@@ -53,82 +78,114 @@ _REFERENCES = re.compile(r" {2}\^ .*", re.DOTALL)
 _LIST_TITLE = re.compile(r"List(s|e|a)? (of|der|des|von|de|di|dei|delle|degli|van) ", re.IGNORECASE)
 
 
+# Pages written by bots, in numbers that would drown what people wrote.
+BOT_WIKIS = {"ceb": 500_000, "war": 500_000, "sv": 1_000_000, "arz": 500_000}
+_STUB_TEMPLATE = re.compile(
+    r"stub|ébauche|abbozzo|esbo[çz]o|заготовка|beginnetje|zalążek|スタブ|小作品|قالب:بذرة", re.IGNORECASE
+)
+
+
 @dataclass(frozen=True)
 class Filters:
-    """What is dropped, and what is kept of a page."""
-
-    min_sentences: int = 5
-    max_sentences: int = 64
-    script_share: float = 0.5
-
-
-@dataclass(frozen=True)
-class WikiFacts:
-    """What the SQL dumps of one wiki say; empty where there are none.
+    """What is dropped, and what is kept of a page.
 
     Attributes:
-        categories: Wikidata item of a category by its title with spaces.
-        hidden: titles of hidden (maintenance) categories.
-        disambiguation: page ids of disambiguation pages.
+        min_sentences: pages of fewer are stubs.
+        min_characters: and so are pages of fewer characters.
+        stub_templates: drop pages that bear a stub template, too.
+        max_sentences: of a page that are kept, from its beginning.
+        script_share: letters of the first sentences that must be in the script of the language.
+        caps: most pages of a language.
     """
 
-    categories: dict[str, str]
-    hidden: frozenset[str]
-    disambiguation: frozenset[int]
+    min_sentences: int = 5
+    min_characters: int = 100
+    stub_templates: bool = False
+    max_sentences: int = 64
+    script_share: float = 0.5
+    caps: Mapping[str, int] = field(default_factory=lambda: dict(BOT_WIKIS))
 
 
 def build_documents(
-    dumps_folder: Path, languages: Sequence[str], out: Path, workers: int, filters: Filters = Filters()
+    dumps_folder: Path,
+    languages: Sequence[str],
+    out: Path,
+    workers: int,
+    filters: Filters = Filters(),
+    only: str | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> dict:
     """Build `train|validation|test.jsonl.gz` and `report.json` under `out` from the dumps below `dumps_folder`.
 
-    Returns the report: per language what each filter dropped and what was kept, the problems of damaged files, and the
-    groups and documents of every split.
+    A build that was stopped goes on where it stood. Returns the report: per language what each filter dropped and what
+    was kept, the problems of damaged files, the sources with their checksums, the groups and documents of every split.
+
+    Args:
+        only, share: see `corpus.steps.Build`.
 
     Raises:
         InputError: a language has no dump, or no item occurs in two of the languages.
+        ShareDone: the share of step `only` is done.
     """
     dumps = find_dumps(dumps_folder)
     wikis = _wikis_of(dumps, languages, dumps_folder)
-    with output_folder(out) as folder:
-        work = folder / "work"
-        parts = [(wiki, path) for wiki in wikis.values() for path in dumps.wikis[wiki]]
-        # Compressed text grows about five times.
-        buckets = max(1, 5 * sum(path.stat().st_size for _, path in parts) // BUCKET_BYTES)
-        problems: list[str] = []
-        codes = {wiki: language for language, wiki in wikis.items()}
-        _FACTS.clear()
-        _FACTS.update({codes[wiki]: read_wiki_facts(dumps.sql.get(wiki, {}), problems) for wiki in codes})
-        tasks = [
-            (path, codes[wiki], work / f"part-{number:05d}", buckets, filters)
-            for number, (wiki, path) in enumerate(parts)
-        ]
-        counts: dict[str, Counter] = {language: Counter() for language in wikis}
-        for (wiki, _), (found, damage) in zip(parts, _parallel(_extract, tasks, workers, "extract"), strict=True):
-            counts[codes[wiki]].update(found)
-            problems += damage
-        runs = [[part / f"{bucket:05d}.jsonl" for _, _, part, _, _ in tasks] for bucket in range(buckets)]
-        sizes: Counter = Counter()
-        for found in _parallel(_category_sizes, runs, workers, "count"):
-            sizes.update(found)
-        merged = list(
-            _parallel(_merge, [(run, work / f"merged-{i:05d}", sizes) for i, run in enumerate(runs)], workers, "merge")
-        )
-        report = _report(dumps, counts, problems, merged)
-        for split in SPLITS:
-            with open(folder / f"{split}.jsonl.gz", "wb") as whole:
-                # Members of a gzip file may follow each other.
-                for number in range(buckets):
-                    with open(work / f"merged-{number:05d}" / f"{split}.jsonl.gz", "rb") as part:
-                        shutil.copyfileobj(part, whole)
+    contents = [(language, path) for language, wiki in wikis.items() for path in dumps.wikis[wiki]]
+    tables = {language: _tables_of(dumps, wiki) for language, wiki in wikis.items()}
+    sitelinks = dumps.sql.get("wikidatawiki", {}).get("wb_items_per_site")
+    files = [path for _, path in contents] + [path for of_wiki in tables.values() for path in of_wiki.values()]
+    files += [sitelinks] if sitelinks else []
+    settings = {
+        "languages": list(wikis),
+        "filters": asdict(filters),
+        "dumps": file_facts(files),
+        "splitter": SPLITTER_VERSION,
+    }
+    with Build(out, settings, workers, only, share) as build:
+        if build.complete:
+            return json.loads((out / "report.json").read_text(encoding="utf-8"))
+        problems = []
+        if sitelinks:
+            problems += build.run("sitelinks", write_sitelinks, [(sitelinks, list(wikis.values()))])
+        links = build.folder("sitelinks", 0) / "sitelinks.sqlite" if sitelinks else None
+        problems += build.run("facts", write_facts, [(wiki, tables[code], links) for code, wiki in wikis.items()])
+        facts = {code: build.folder("facts", number) / "facts.sqlite" for number, code in enumerate(wikis)}
+        build.run("graph", write_graph, [(facts,)])
+        graph = build.folder("graph", 0) / "graph.sqlite"
+        # Compressed dumps grow five times, and a seventh of that is text.
+        buckets = buckets_for(sum(path.stat().st_size for _, path in contents))
+        extracted = build.run("extract", _extract, [(path, code, facts, buckets, filters) for code, path in contents])
+        parts = {code: [] for code in wikis}
+        for number, (code, _) in enumerate(contents):
+            parts[code].append(build.folder("extract", number))
+        selected = build.run("select", choose_left_out, [(parts[code], filters.caps.get(code)) for code in wikis])
+        left_out = {code: build.folder("select", number) / "left_out.npy" for number, code in enumerate(wikis)}
+        folders = [folder for of_wiki in parts.values() for folder in of_wiki]
+        build.run("count", _count, [(folders, number, left_out) for number in range(buckets)])
+        counted = [build.folder("count", number) for number in range(buckets)]
+        build.run("sizes", write_sizes, [([folder / "sizes.txt" for folder in counted],)])
+        sizes = build.folder("sizes", 0) / "sizes.sqlite"
+        build.run("orphans", _count_orphans, [(folder / "keys.jsonl", sizes, graph) for folder in counted])
+        orphans = [build.folder("orphans", number) / "sizes.txt" for number in range(buckets)]
+        build.run("all_sizes", write_sizes, [([folder / "sizes.txt" for folder in counted] + orphans,)])
+        all_sizes = build.folder("all_sizes", 0) / "sizes.sqlite"
+        choice = (sizes, all_sizes, graph)
+        merged = build.run("merge", _merge, [(folders, number, left_out, choice) for number in range(buckets)])
+        report = _report(list(wikis), contents, extracted, selected, merged)
         if not report["groups"]:
             raise InputError(f"{dumps_folder}: no Wikidata item has a page in two of {', '.join(wikis)}")
-        shutil.rmtree(work)
-        (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        report |= {
+            "problems": [line for lines in problems for line in lines]
+            + [line for part in extracted for line in part["problems"]],
+            "notes": dumps.notes,
+            "settings": {key: settings[key] for key in ("languages", "filters", "splitter")},
+            "sources": [part["source"] for part in extracted],
+        }
+        build.finish(_finish, ([build.folder("merge", number) for number in range(buckets)], report))
     return report
 
 
-_FACTS: dict[str, WikiFacts] = {}  # by language; set before processes are forked
+def _tables_of(dumps: Dumps, wiki: str) -> dict[str, Path]:
+    return {table: path for table, path in dumps.sql.get(wiki, {}).items() if table in TABLES}
 
 
 def _wikis_of(dumps: Dumps, languages: Sequence[str], folder: Path) -> dict[str, str]:
@@ -146,84 +203,91 @@ def _wikis_of(dumps: Dumps, languages: Sequence[str], folder: Path) -> dict[str,
     return {language: available[language] for language in dict.fromkeys(languages)}
 
 
-def read_wiki_facts(tables: dict[str, Path], problems: list[str]) -> WikiFacts:
-    """Category items, hidden categories and disambiguation pages, from `page_props` and, for titles, `page`."""
-    items: dict[int, str] = {}
-    hidden_ids, disambiguation = set(), set()
-    if "page_props" in tables:
-        for page, name, value in read_rows(
-            tables["page_props"], "page_props", ("pp_page", "pp_propname", "pp_value"), problems
-        ):
-            if name == b"wikibase_item":
-                items[int(page)] = value.decode()
-            elif name == b"hiddencat":
-                hidden_ids.add(int(page))
-            elif name == b"disambiguation":
-                disambiguation.add(int(page))
-    categories, hidden = {}, set()
-    if "page" in tables:
-        for page, namespace, title in read_rows(
-            tables["page"], "page", ("page_id", "page_namespace", "page_title"), problems
-        ):
-            if namespace == CATEGORY_NAMESPACE:
-                name = title.decode(errors="replace").replace("_", " ")
-                if int(page) in items:
-                    categories[name] = items[int(page)]
-                if int(page) in hidden_ids:
-                    hidden.add(name)
-    return WikiFacts(categories, frozenset(hidden), frozenset(disambiguation))
+def describe_plan(dumps_folder: Path, languages: Sequence[str], workers: int) -> str:
+    """What a build would read, make and take, from the sizes of the files alone."""
+    dumps = find_dumps(dumps_folder)
+    wikis = _wikis_of(dumps, languages, dumps_folder)
+    lines, content, sql = [], 0, 0
+    for language, wiki in wikis.items():
+        tables = _tables_of(dumps, wiki)
+        size = sum(path.stat().st_size for path in dumps.wikis[wiki])
+        content, sql = content + size, sql + sum(path.stat().st_size for path in tables.values())
+        absent = ", ".join(table for table in TABLES if table not in tables)
+        lines.append(
+            f"{language:<10} {len(dumps.wikis[wiki]):>4} files {size / 2**20:>10,.1f} MiB   SQL: "
+            + (f"without {absent}" if absent else "all")
+        )
+    sitelinks = dumps.sql.get("wikidatawiki", {}).get("wb_items_per_site")
+    sql += sitelinks.stat().st_size if sitelinks else 0
+    lines.append(f"wikidata   {'wb_items_per_site' if sitelinks else 'without wb_items_per_site'}")
+    hours = (content / CONTENT_RATE + sql / SQL_RATE) / workers / 3600
+    lines.append(
+        f"to read: {content / 2**20:,.1f} MiB of pages, {sql / 2**20:,.1f} MiB of SQL; work beside --out: about "
+        f"{content * TEXT_SHARE / 2**20:,.0f} MiB; about {hours:,.2f} h with {workers} processes"
+    )
+    return "\n".join(lines + dumps.notes)
 
 
-def _extract(task: tuple) -> tuple[Counter, list[str]]:
-    """Deal the pages of one dump file into buckets; returns counts per filter and problems."""
-    path, language, folder, buckets, filters = task
-    facts = _FACTS[language]
+def _extract(
+    folder: Path, path: Path, language: str, facts_of: Mapping[str, Path], buckets: int, filters: Filters
+) -> dict:
+    """Step: the pages of one dump file that pass the filters, dealt into buckets, and a row for each in `pages.npy`."""
+    facts = WikiFacts(facts_of[language], language, facts_of)
     counts: Counter = Counter()
     problems: list[str] = []
-    with output_folder(folder) as parts:
-        files = [open(parts / f"{number:05d}.jsonl", "w", encoding="utf-8") for number in range(buckets)]
-        for page in read_pages(path, problems):
-            counts["pages"] += 1
-            sentences = [] if _fault_of_page(page, facts) else split_sentences(_REFERENCES.sub("", page.text), language)
-            fault = _fault_of_page(page, facts) or _fault_of_text(sentences, language, filters)
-            if fault:
-                counts[fault] += 1
-                continue
-            record = {
-                "item": page.item,
-                "page": page.page_id,
-                "lang": language,
-                "title": page.title,
-                "sentences": sentences[: filters.max_sentences],
-                "categories": [
-                    facts.categories.get(name, f"{language}:{name}")
-                    for name in page.categories
-                    if name not in facts.hidden
-                ],
-                "topic": page.topics[0] if page.topics else "",
-            }
-            files[zlib.crc32(page.item.encode()) % buckets].write(json.dumps(record, ensure_ascii=False) + "\n")
-        for file in files:
-            file.close()
-    return counts, problems
+    dealer = Dealer(folder, buckets)
+    rows, signatures = [], []
+    for page in read_pages(path, problems):
+        counts["pages"] += 1
+        item = page.item if re.fullmatch("Q[0-9]{1,18}", page.item) else facts.item_of(page.page_id, page.title)
+        fault = _fault_of_page(page, item, facts, filters)
+        sentences = [] if fault else split_sentences(_REFERENCES.sub("", page.text), language)
+        fault = fault or _fault_of_text(sentences, language, filters)
+        if fault:
+            counts[fault] += 1
+            continue
+        kept = sentences[: filters.max_sentences]
+        row, signature = describe(page.page_id, item, kept)
+        rows.append(row)
+        signatures.append(signature)
+        record = {
+            "item": item,
+            "page": page.page_id,
+            "lang": language,
+            "title": page.title,
+            "sentences": kept,
+            "categories": sorted({facts.category_key(name) for name in page.categories} - {""}),
+            "topic": page.topics[0] if page.topics else "",
+        }
+        dealer.deal(item, json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    dealer.close()
+    empty = describe(0, "Q0", ())
+    np.save(folder / "pages.npy", np.concatenate([*rows, empty[0][:0]]))
+    np.save(folder / "signatures.npy", np.stack([*signatures, empty[1]])[:-1])
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    source = {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
+    return {"counts": counts, "problems": problems, "source": source}
 
 
-def _fault_of_page(page: Page, facts: WikiFacts) -> str:
+def _fault_of_page(page: Page, item: str, facts: WikiFacts, filters: Filters) -> str:
     """The first filter that the facts of a page do not pass, or ""."""
     if page.namespace != 0:
         return "namespace"
     if page.is_redirect:
         return "redirect"
-    if not page.item:
+    if not item:
         return "no_item"
-    if page.page_id in facts.disambiguation:
+    if facts.is_disambiguation(page.page_id):
         return "disambiguation"
-    return "list" if _LIST_TITLE.match(page.title) else ""
+    if _LIST_TITLE.match(page.title):
+        return "list"
+    return "stub" if filters.stub_templates and any(map(_STUB_TEMPLATE.search, page.templates)) else ""
 
 
 def _fault_of_text(sentences: Sequence[str], language: str, filters: Filters) -> str:
-    if len(sentences) < filters.min_sentences:
-        return "short"
+    if len(sentences) < filters.min_sentences or sum(map(len, sentences)) < filters.min_characters:
+        return "stub"
     script = _SCRIPT_OF.get(language.split("-")[0])
     # Letters of the first sentences are enough to tell.
     letters = [letter for letter in "".join(sentences[:8])[:400] if letter.isalpha()]
@@ -234,101 +298,133 @@ def _fault_of_text(sentences: Sequence[str], language: str, filters: Filters) ->
     return ""
 
 
-def _groups(run: Sequence[Path], twice: Counter) -> Iterator[tuple[str, dict[str, dict]]]:
-    """(item, record of each language) of a bucket, by item; `twice` counts second pages of an item, by language."""
-    items: dict[str, dict[str, dict]] = {}
-    for path in run:
-        with open(path, encoding="utf-8") as lines:
-            for line in lines:
-                record = json.loads(line)
-                versions = items.setdefault(record["item"], {})
-                known = versions.get(record["lang"])
-                twice[record["lang"]] += known is not None
-                # Two pages of one wiki with one item are a slip of its editors: the older page is the likelier one.
-                if known is None or record["page"] < known["page"]:
-                    versions[record["lang"]] = record
-    for item in sorted(items):
-        yield item, dict(sorted(items[item].items()))
+def _parse(line: bytes) -> tuple[str, dict]:
+    record = json.loads(line)
+    return record["item"], record
 
 
-def _category_sizes(run: Sequence[Path]) -> Counter:
-    """Groups of each category, over the groups of a bucket."""
+def _groups(parts: Sequence[Path], bucket: int, left_out: Mapping[str, Path]) -> Iterator[tuple[str, list[dict]]]:
+    """(item, records by language) of a bucket, without the pages that are left out; groups of one language, too."""
+    dropped = {language: np.load(path) for language, path in left_out.items()}
+    for item, records in read_bucket(parts, bucket, _parse):
+        kept = [record for record in records if not _contains(dropped[record["lang"]], record["page"])]
+        if kept:
+            yield item, sorted(kept, key=lambda record: record["lang"])
+
+
+def _contains(numbers: np.ndarray, number: int) -> bool:
+    place = np.searchsorted(numbers, np.uint64(number))
+    return place < len(numbers) and numbers[place] == number
+
+
+def _keys(versions: Iterable[Mapping]) -> list[str]:
+    return sorted({key for record in versions for key in record["categories"]})
+
+
+def _write_counts(path: Path, counts: Counter) -> None:
+    path.write_text("".join(f"{number}\t{key}\n" for key, number in sorted(counts.items())), encoding="utf-8")
+
+
+def _count(folder: Path, parts: Sequence[Path], bucket: int, left_out: Mapping[str, Path]) -> None:
+    """Step: the categories of each group of a bucket, and how many of these groups each category has."""
     sizes: Counter = Counter()
-    for _, versions in _groups(run, Counter()):
-        if len(versions) > 1:
-            sizes.update({name for record in versions.values() for name in record["categories"]})
-    return sizes
+    with open(folder / "keys.jsonl", "w", encoding="utf-8") as file:
+        for _, versions in _groups(parts, bucket, left_out):
+            if len(versions) > 1:
+                keys = _keys(versions)
+                sizes.update(keys)
+                file.write(json.dumps(keys, ensure_ascii=False) + "\n")
+    _write_counts(folder / "sizes.txt", sizes)
 
 
-def choose_category(versions: Iterable[dict], sizes: Counter) -> tuple[str, ...]:
-    """(topic, category) of a group: the smallest category it shares with another group, as far as there is one."""
+def _usable(sizes: Path, keys: Iterable[str]) -> list[str]:
+    """Those of `keys` that are neither too small nor too large, the largest first."""
+    found = [(size_of(sizes, key), key) for key in keys]
+    return [key for size, key in sorted(found, reverse=True) if SMALLEST_CATEGORY <= size <= LARGEST_CATEGORY]
+
+
+def _count_orphans(folder: Path, keys_file: Path, sizes: Path, graph: Path) -> None:
+    """Step: for the groups without a usable category, how many of them are below each parent."""
+    above: Counter = Counter()
+    with open(keys_file, encoding="utf-8") as lines:
+        for line in lines:
+            keys = json.loads(line)
+            if not _usable(sizes, keys):
+                above.update(key for level in ancestors(graph, keys, PARENT_STEPS) for key in level)
+    _write_counts(folder / "sizes.txt", above)
+
+
+def choose_categories(versions: Iterable[Mapping], sizes: Path, all_sizes: Path, graph: Path) -> list[str]:
+    """The categories of a group, the most specific one last: its usable ones, else one parent, else its topic.
+
+    Args:
+        sizes: groups of each category; all_sizes: with those below it that have no usable category of their own.
+    """
     versions = list(versions)
-    usable = {name for v in versions for name in v["categories"] if 2 <= sizes[name] <= LARGEST_CATEGORY}
-    topic = next((v["topic"] for v in versions if v["topic"]), "")
-    # Names break ties, so that the choice never depends on an order.
-    best = min(usable, key=lambda name: (sizes[name], name), default="")
-    return tuple(name for name in (topic, best) if name)
+    keys = _keys(versions)
+    if usable := _usable(sizes, keys):
+        return usable
+    for level in (keys, *ancestors(graph, keys, PARENT_STEPS)):
+        if usable := _usable(all_sizes, level):
+            return usable[-1:]
+    return [topic] if (topic := topic_of(versions)) else []
 
 
-def _merge(task: tuple) -> dict:
-    """Write the groups of one bucket as documents, one file a split; returns their counts."""
-    run, folder, sizes = task
-    report = {
-        "one_language": 0,
-        "item_twice": Counter(),
-        "groups": Counter(),
-        "documents": {s: Counter() for s in SPLITS},
-    }
-    with output_folder(folder) as out:
-        files = {split: gzip.GzipFile(out / f"{split}.jsonl.gz", "wb", compresslevel=6, mtime=0) for split in SPLITS}
-        for item, versions in _groups(run, report["item_twice"]):
-            if len(versions) < 2:
-                report["one_language"] += 1
-                continue
-            split = split_of(item)
-            categories = choose_category(versions.values(), sizes)
-            report["groups"][split] += 1
-            for language, record in versions.items():
-                document = Document(
-                    item, language, record["title"], sentences=tuple(record["sentences"]), categories=categories
-                )
-                files[split].write((document.as_json() + "\n").encode())
-                report["documents"][split][language] += 1
-        for file in files.values():
-            file.close()
+def topic_of(versions: Iterable[Mapping]) -> str:
+    """The most frequent topic of a group's versions, or ""."""
+    topics = Counter(record["topic"] for record in versions if record["topic"])
+    return min(topics, key=lambda topic: (-topics[topic], topic), default="")
+
+
+def _merge(
+    folder: Path, parts: Sequence[Path], bucket: int, left_out: Mapping[str, Path], choice: tuple[Path, Path, Path]
+) -> dict:
+    """Step: the groups of one bucket as documents, one file a split; returns their counts."""
+    report = {"one_language": 0, "groups": Counter(), "documents": {split: Counter() for split in SPLITS}}
+    files = {split: gzip.GzipFile(folder / f"{split}.jsonl.gz", "wb", compresslevel=6, mtime=0) for split in SPLITS}
+    for item, versions in _groups(parts, bucket, left_out):
+        if len(versions) < 2:
+            report["one_language"] += 1
+            continue
+        split = split_of(item)
+        categories, topic = tuple(choose_categories(versions, *choice)), topic_of(versions)
+        report["groups"][split] += 1
+        for record in versions:
+            document = Document(
+                item, record["lang"], record["title"], sentences=tuple(record["sentences"]), categories=categories
+            )
+            line = document.as_json(**({"topic": topic} if topic else {}))
+            files[split].write((line + "\n").encode())
+            report["documents"][split][record["lang"]] += 1
+    for file in files.values():
+        file.close()
     return report
 
 
-def _report(dumps: Dumps, counts: dict[str, Counter], problems: list[str], merged: list[dict]) -> dict:
-    for part in merged:
-        for language, number in part["item_twice"].items():
-            counts[language]["item_twice"] += number
+def _report(languages: list[str], contents: list, extracted: list[dict], selected: list[dict], merged: list) -> dict:
+    counts = {language: Counter() for language in languages}
+    for (language, _), part in zip(contents, extracted, strict=True):
+        counts[language].update(part["counts"])
+    for language, part in zip(languages, selected, strict=True):
+        counts[language].update(part)
     splits = {}
     for split in SPLITS:
-        documents = sum((part["documents"][split] for part in merged), Counter())
-        groups = sum(part["groups"][split] for part in merged)
+        documents = sum((Counter(part["documents"][split]) for part in merged), Counter())
+        groups = sum(part["groups"].get(split, 0) for part in merged)
         splits[split] = {"groups": groups, "documents": dict(sorted(documents.items()))}
     return {
         "groups": sum(split["groups"] for split in splits.values()),
         "left_out_one_language": sum(part["one_language"] for part in merged),
         "splits": splits,
         "filters": {language: {"pages": c["pages"]} | {f: c[f] for f in FILTERS} for language, c in counts.items()},
-        "problems": problems,
-        "notes": dumps.notes,
     }
 
 
-def _parallel(function, tasks: list, workers: int, name: str) -> Iterator:
-    """Results in the order of the tasks, with a progress bar over tasks."""
-    workers = min(workers, len(tasks), os.cpu_count() or 1)
-    with progress(total=len(tasks), desc=name, unit="file") as bar:
-        if workers <= 1:
-            for task in tasks:
-                yield function(task)
-                bar.update()
-            return
-        # Forked processes share the facts of all wikis instead of holding copies.
-        with multiprocessing.get_context("fork").Pool(workers) as pool:
-            for result in pool.imap(function, tasks):
-                yield result
-                bar.update()
+def _finish(folder: Path, parts: Sequence[Path], report: dict) -> None:
+    """Step: the files of the buckets, one after the other (members of a gzip file may follow each other)."""
+    for split in SPLITS:
+        with open(folder / f"{split}.jsonl.gz", "wb") as whole:
+            for part in parts:
+                with open(part / f"{split}.jsonl.gz", "rb") as file:
+                    shutil.copyfileobj(file, whole)
+    (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ def extracted():
 def test_a_page_becomes_a_document(extracted):
     document = extracted[0]["en", "lo:swriter/guide/letter"]
     assert document.title == "Writing a letter"
-    assert document.categories == ("writer", "guide")
+    assert document.categories == ("writer", "writer/guide")
     assert document.text.splitlines() == [
         "Writing a letter",
         "A letter begins with an empty page, and the page begins with the name of the person who will read it.",
@@ -94,13 +94,13 @@ def test_english_must_be_there(tmp_path):
 )
 def test_page_without_text(page):
     document = libreoffice.extract(page, "page", "en")
-    assert (document.id, document.text, document.categories) == ("lo:page", "", ("index", "index"))
+    assert (document.id, document.text, document.categories) == ("lo:page", "", ("index", "index/index"))
 
 
 def test_damaged_bytes_cost_one_character_not_the_page():
     page = b"<body><p>before \xff after</p><p>gr\xc3\xbcn</p></body>"
     assert libreoffice.extract(page, "shared/a/b/page", "de").text == "before \ufffd after\ngrün"
-    assert libreoffice.extract(page, "shared/a/b/page", "de").categories == ("shared", "a/b")
+    assert libreoffice.extract(page, "shared/a/b/page", "de").categories == ("shared", "shared/a/b")
 
 
 def test_fetch_without_apt_is_one_clear_line(tmp_path, monkeypatch):

@@ -1,24 +1,33 @@
+import contextlib
 import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+import zstd
 from hypothesis import given
 from hypothesis import strategies as st
+from launch import environment, write_documents
 
 from hmde_dist.command import InputError
-from hmde_dist.corpus import shards as module
-from hmde_dist.corpus.documents import Document, group_documents, read_documents
+from hmde_dist.corpus import buckets
+from hmde_dist.corpus import shard_build as module
+from hmde_dist.corpus.documents import Document
+from hmde_dist.corpus.readers import read_documents
 from hmde_dist.corpus.sentences import split_sentences
-from hmde_dist.corpus.shards import (
-    COLUMNS,
-    build_shards,
-    candidate_clusters,
-    choose_clusters,
-    decode_group,
-    encode_group,
-)
+from hmde_dist.corpus.shard_build import STEPS, build_shards, choose_clusters
+from hmde_dist.corpus.shards import COLUMNS, NO_CLUSTER, decode_group, encode_group
+from hmde_dist.corpus.steps import ShareDone
 from hmde_dist.corpus.text import SentenceTokenizer
 from hmde_dist.corpus.tokenizer import load_tokenizer
 from hmde_dist.stream.index import ShardIndex
@@ -26,6 +35,7 @@ from hmde_dist.stream.reader import GroupReader
 
 CONTAINERS = ("mds", "wds")
 BUDGET = 24
+SECOND_LEVEL = "animals astronomy city computing food health history machines music plants sport weather".split()
 
 pieces_strategy = st.lists(
     st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=6).map(lambda ids: np.array(ids, dtype=np.uint32)),
@@ -77,7 +87,8 @@ def test_bytes_of_a_group_never_change():
     data = encode_group("é", {"en": [np.array([1, 2**32 - 1], dtype=np.uint32)], "ja": []})
     header = '{"id": "é", "languages": ["en", "ja"], "sentence_counts": [1, 0]}'.encode()
     body = bytes([len(header), 0, 0, 0]) + header + b"\x02\x00" + b"\x01\0\0\0" + b"\xff" * 4
-    assert data == b"HMDG" + zlib.crc32(body).to_bytes(4, "little") + body
+    assert data[:8] == b"HMDG" + zlib.crc32(data[8:]).to_bytes(4, "little")
+    assert zstd.decompress(data[8:]) == body
 
 
 @pytest.fixture(scope="module", params=CONTAINERS)
@@ -89,11 +100,11 @@ def index(request, shards) -> ShardIndex:
 def expected(documents_folder, tokenizer) -> dict[str, dict[str, list[np.ndarray]]]:
     """Token pieces by id and language, straight from the documents."""
     encoder = SentenceTokenizer(tokenizer, BUDGET)
-    groups = group_documents(read_documents([documents_folder / "train.jsonl.gz"]))
-    return {
-        id_: {lang: encoder.encode([split_sentences(d.text, lang)])[0] for lang, d in versions.items()}
-        for id_, versions in groups.items()
-    }
+    pieces: dict[str, dict[str, list[np.ndarray]]] = {}
+    documents = read_documents([documents_folder / "train.jsonl.gz"])
+    for d in sorted(documents, key=lambda d: (d.id, d.lang)):
+        pieces.setdefault(d.id, {})[d.lang] = encoder.encode([split_sentences(d.text, d.lang)])[0]
+    return pieces
 
 
 def test_shards_hold_every_token_of_every_document(index, expected):
@@ -122,7 +133,10 @@ def test_columns_agree_with_the_samples(index):
         assert columns["document_tokens"][mine].tolist() == [
             len(sample.document(number)[0]) for number in range(len(sample.languages))
         ]
-        assert index.manifest["clusters"][columns["group_cluster"][group]].count("/") == 1
+        # The second of its two categories, which is the smaller one.
+        assert index.manifest["clusters"][columns["group_cluster"][group]] in SECOND_LEVEL
+    assert columns["group_categories"][-1] == len(columns["category"])
+    assert set(np.diff(columns["group_categories"].astype(int))) <= {1, 2}
 
 
 def test_manifest_counts_and_fingerprints(index, tokenizer, expected):
@@ -144,10 +158,9 @@ def test_manifest_counts_and_fingerprints(index, tokenizer, expected):
         assert (entry["bytes"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
 
 
-def test_groups_lie_in_order_of_category_and_id(index):
-    reader = GroupReader(index)
-    order = [(int(index.columns["group_cluster"][group]), reader[group].id) for group in range(index.groups)]
-    assert order == sorted(order)
+def test_groups_lie_in_order_of_category(index):
+    clusters = index.columns["group_cluster"].tolist()
+    assert clusters == sorted(clusters) and len(set(clusters)) > 5
     assert index.manifest["clusters"] == sorted(index.manifest["clusters"])
 
 
@@ -190,42 +203,113 @@ def test_columns_locate_every_tar_member(shards):
 def test_equal_documents_give_equal_files(container, shards, documents_folder, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SHARD_BYTES", 1 << 16)
     documents = list(read_documents([documents_folder / "train.jsonl.gz"]))
-    build_shards(reversed(documents), tokenizer, BUDGET, tmp_path / "again", container)
-    for path in shards(container).rglob("*"):
-        if path.is_file():
-            assert (tmp_path / "again" / path.relative_to(shards(container))).read_bytes() == path.read_bytes()
+    half = len(documents) // 2
+    paths = [
+        write_documents(tmp_path / f"{n}.jsonl", part)
+        for n, part in enumerate([documents[:half:-1], documents[: half + 1]])
+    ]
+    build_shards(paths, tokenizer, BUDGET, tmp_path / "again", container)
+    assert_same_set(tmp_path / "again", shards(container))
 
 
-def group(*versions):
-    return {lang: Document("a", lang, text="x", categories=categories) for lang, *categories in versions}
+def assert_same_set(one, other):
+    """Equal files, but for the sources that the manifest names."""
+    names = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
+    for name in names - {Path("manifest.json")}:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    manifests = [json.loads((folder / "manifest.json").read_text(encoding="utf-8")) for folder in (one, other)]
+    assert manifests[0] | {"sources": []} == manifests[1] | {"sources": []}
 
 
-def test_candidates_are_categories_and_paths_of_the_english_version_or_the_first():
-    assert candidate_clusters(group(("de", "x"), ("en", "y", "z"))) == {"y", "z", "y/z"}
-    assert candidate_clusters(group(("de", "x"), ("en",))) == {"x"}
-    assert candidate_clusters(group(("de",), ("en",))) == set()
+@pytest.fixture
+def many(monkeypatch, tmp_path) -> Path:
+    """Documents that make several buckets and shards."""
+    monkeypatch.setattr(buckets, "BUCKET_BYTES", 1 << 14)
+    monkeypatch.setattr(module, "SHARD_BYTES", 1 << 13)
+    draw = random.Random(0)
+    documents = [
+        Document(f"Q{n}", lang, text=" ".join(draw.choices(WORDS, k=40)) + ".", categories=(f"c{n % 9}", f"d{n % 50}"))
+        for n in range(300)
+        for lang in draw.sample(["de", "en", "ja", "ru"], draw.randint(1, 4))
+    ]
+    return write_documents(tmp_path / "many.jsonl", documents)
+
+
+WORDS = "bees make honey from nectar of flowers and one queen lays all eggs while workers clean cells".split()
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_processes_and_shares_do_not_reach_the_files(container, many, tokenizer, tmp_path):
+    manifest = build_shards([many], tokenizer, BUDGET, tmp_path / "one", container, workers=1)
+    assert len(manifest["shards"]) > 3 and manifest["groups"] == 300
+    build_shards([many], tokenizer, BUDGET, tmp_path / "four", container, workers=4)
+    for step, is_many in STEPS.items():
+        for share in range(3 if is_many else 1):
+            with contextlib.nullcontext() if step == "finish" else pytest.raises(ShareDone):
+                of = (share, 3) if is_many else (0, 1)
+                build_shards([many], tokenizer, BUDGET, tmp_path / "jobs", container, 1, step, of)
+    for other in ("four", "jobs"):
+        assert_same_set(tmp_path / "one", tmp_path / other)
+        assert (tmp_path / other / "manifest.json").read_bytes() == (tmp_path / "one" / "manifest.json").read_bytes()
+
+
+def test_a_build_killed_anywhere_goes_on_to_the_same_bytes(many, tokenizer_folder, tmp_path):
+    def command(out):
+        program = (
+            "import sys; from hmde_dist.corpus import buckets, shard_build; from hmde_dist.corpus.tokenizer import "
+            "load_tokenizer; buckets.BUCKET_BYTES = shard_build.SHARD_BYTES = 1 << 12; "
+            f"shard_build.build_shards([sys.argv[1]], load_tokenizer(sys.argv[2]), {BUDGET}, sys.argv[3], 'mds', 2)"
+        )
+        return [sys.executable, "-c", program, str(many), str(tokenizer_folder), str(out)]
+
+    began = time.monotonic()
+    subprocess.run(command(tmp_path / "whole"), env=environment(), check=True, capture_output=True)
+    seconds = time.monotonic() - began
+    draw, killed = random.Random(7), 0
+    for _ in range(10):
+        job = subprocess.Popen(
+            command(tmp_path / "out"), env=environment(), start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            job.wait(draw.uniform(0.2, 1.0) * seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+            killed += 1
+        job.wait()
+        if (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists():
+            assert_same_set(tmp_path / "whole", tmp_path / "out")
+            shutil.rmtree(tmp_path / "out")
+        elif not (tmp_path / "out").exists():
+            with pytest.raises(InputError, match="no shard set"):
+                ShardIndex.open(tmp_path / "out")
+    assert killed
+    subprocess.run(command(tmp_path / "out"), env=environment(), check=True, capture_output=True)
+    assert_same_set(tmp_path / "whole", tmp_path / "out")
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_a_cluster_is_the_smallest_category_that_is_shared():
-    groups = {
-        "a": group(("en", "writer", "guide")),
-        "b": group(("en", "writer", "guide")),
-        "c": group(("en", "writer", "index")),
-        "d": group(("en", "calc", "guide")),
-        "e": group(("en", "physicists", "1900 births", "a's own")),
-        "f": group(("en", "1900 births", "chemists")),
-        "g": group(("en", "alone")),
-    }
-    clusters = choose_clusters(groups)
-    assert clusters == {
-        "a": "writer/guide",
-        "b": "writer/guide",
-        "c": "writer",
-        "d": "guide",
-        "e": "1900 births",
-        "f": "1900 births",
-        "g": "",
-    }
+    lists = [
+        ["writer", "writer/guide"],
+        ["writer", "writer/guide"],
+        ["writer", "writer/index"],
+        ["physicists", "1900 births", "own"],
+        ["1900 births", "chemists"],
+        ["alone"],
+        [],
+    ]
+    names = [name for of_group in lists for name in of_group]
+    numbers = np.array([sorted(set(names)).index(name) for name in names], dtype=np.uint64)
+    place = choose_clusters(numbers, np.array([len(of_group) for of_group in lists]))
+    chosen = [names[p] if p >= 0 else "" for p in place]
+    assert chosen == ["writer/guide", "writer/guide", "writer", "1900 births", "1900 births", "", ""]
+
+
+def test_of_categories_of_one_size_the_last_is_the_most_specific():
+    assert choose_clusters(np.array([7, 3, 7, 3], dtype=np.uint64), np.array([2, 2])).tolist() == [1, 3]
+    assert choose_clusters(np.array([], dtype=np.uint64), np.array([0, 0])).tolist() == [-1, -1]
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -236,7 +320,9 @@ def test_what_is_dropped_and_cut_is_counted(container, tokenizer, tmp_path):
         Document("a", "fr", text="Two bees. Three bees."),
         Document("b", "en", text="!"),
     ]
-    manifest = build_shards(documents, tokenizer, 10, tmp_path / "out", container)
+    manifest = build_shards(
+        [write_documents(tmp_path / "a.jsonl", documents)], tokenizer, 10, tmp_path / "out", container
+    )
     assert manifest["dropped"] == {"documents_without_tokens": 2}
     assert (manifest["groups"], manifest["documents"], manifest["clusters"]) == (1, 2, [""])
     long = len(tokenizer("bee " * 30, add_special_tokens=False)["input_ids"])
@@ -252,26 +338,24 @@ def test_category_named_by_no_group_is_no_cluster(tokenizer, tmp_path):
         for id_, categories in [("a", ()), ("b", ("x",)), ("c", ("x", "y"))]
         for lang in ("de", "en")
     ]
-    manifest = build_shards(documents, tokenizer, 10, tmp_path / "out", "wds")
+    manifest = build_shards([write_documents(tmp_path / "a.jsonl", documents)], tokenizer, 10, tmp_path / "out", "wds")
     assert manifest["clusters"] == ["", "x"]
-    assert ShardIndex.open(tmp_path / "out").columns["group_cluster"].tolist() == [module.NO_CLUSTER, 1, 1]
+    assert ShardIndex.open(tmp_path / "out").columns["group_cluster"].tolist() == [NO_CLUSTER, 1, 1]
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
-def test_failed_shards_leave_nothing(container, tokenizer, tmp_path, monkeypatch):
-    documents = [Document(id_, lang, text="Two bees.") for id_ in "ab" for lang in ("de", "en")]
-    calls = []
+def test_failed_shards_leave_no_shard_set(tokenizer, tmp_path, monkeypatch):
+    def full(id_, kept):
+        raise OSError("disk full")
 
-    def breaks_on_the_second(id_, kept):
-        calls.append(id_)
-        if len(calls) == 2:
-            raise OSError("disk full")
-        return encode_group(id_, kept)
-
-    monkeypatch.setattr(module, "encode_group", breaks_on_the_second)
-    with pytest.raises(OSError, match="disk full"):
-        build_shards(documents, tokenizer, 10, tmp_path / "out", container)
-    assert list(tmp_path.iterdir()) == []
+    path = write_documents(tmp_path / "a.jsonl", [Document("a", lang, text="Two bees.") for lang in ("de", "en")])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "encode_group", full)
+        with pytest.raises(OSError, match="disk full"):
+            build_shards([path], tokenizer, 10, tmp_path / "out", "wds")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="unfinished build with other sentence_tokens"):
+        build_shards([path], tokenizer, 11, tmp_path / "out", "wds")
+    assert build_shards([path], tokenizer, 10, tmp_path / "out", "wds")["groups"] == 1
 
 
 @pytest.mark.parametrize(
@@ -288,8 +372,8 @@ def test_failed_shards_leave_nothing(container, tokenizer, tmp_path, monkeypatch
 )
 def test_bad_input_leaves_nothing(documents, budget, message, tokenizer, tmp_path):
     with pytest.raises(InputError, match=message):
-        build_shards(documents, tokenizer, budget, tmp_path / "out", "wds")
-    assert list(tmp_path.iterdir()) == []
+        build_shards([write_documents(tmp_path / "a.jsonl", documents)], tokenizer, budget, tmp_path / "out", "wds")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_tokenizer_without_special_tokens_is_bad_input(tokenizer, tmp_path):
@@ -297,13 +381,14 @@ def test_tokenizer_without_special_tokens_is_bad_input(tokenizer, tmp_path):
 
     plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(InputError, match="needs a cls"):
-        build_shards([Document("a", "en", text="x")], plain, 10, tmp_path / "out", "wds")
+        build_shards([tmp_path / "a.jsonl"], plain, 10, tmp_path / "out", "wds")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_largest_budget_fits_the_length_field(tokenizer, tmp_path):
     sentence = "bee " * 70_000
     count = len(tokenizer(sentence, add_special_tokens=False, verbose=False)["input_ids"])
-    build_shards([Document("a", "en", sentences=(sentence,))], tokenizer, 2**16 - 3, tmp_path / "out", "wds")
+    path = write_documents(tmp_path / "a.jsonl", [Document("a", "en", sentences=(sentence,))])
+    build_shards([path], tokenizer, 2**16 - 3, tmp_path / "out", "wds")
     lengths = GroupReader(ShardIndex.open(tmp_path / "out"))[0].sentence_lengths
     assert lengths.tolist() == [2**16 - 3] * (count // (2**16 - 3)) + [count % (2**16 - 3)]

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from hmde_dist.command import InputError
-from hmde_dist.corpus.documents import Document, read_documents
+from hmde_dist.corpus.documents import Document
+from hmde_dist.corpus.readers import read_documents
 from hmde_dist.corpus.text import SentenceTokenizer
 from hmde_dist.corpus.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
 

@@ -9,7 +9,7 @@ import torch
 from launch import PROGRAMS, environment, finish, start
 
 from hmde_dist.command import InputError
-from hmde_dist.corpus.documents import read_documents
+from hmde_dist.corpus.readers import read_documents
 from hmde_dist.evaluation.encode import encode_documents
 from hmde_dist.model.export import load_model, untrained_model
 from hmde_dist.model.modeling_hmde import HMDEModel
