@@ -75,7 +75,7 @@ class Build:
             self.work.mkdir(parents=True, exist_ok=True)
             name = f"lock-{self.only}-{self.share[0]}" if self.only else "lock"
             self._lock = open(self.work / name, "w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_soon(self._lock)
         except BlockingIOError:
             raise InputError(f"{self.work}: another process is at work here") from None
         except OSError as error:
@@ -175,6 +175,17 @@ class Build:
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
+
+
+def _lock_soon(file) -> None:
+    """Lock `file`; the last processes of a build that was just killed may hold it for a moment."""
+    for attempt in range(50):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if attempt == 49:
+                raise
+            time.sleep(0.1)
 
 
 def add_arguments(parser: argparse.ArgumentParser, steps: Iterable[str]) -> None:
