@@ -1,9 +1,12 @@
-"""Training as a submitted job: the profile of a cluster, the batch script, and what each task of the job runs.
+"""Work as submitted jobs: the profile of a cluster, the batch scripts, and what each task of a job runs.
 
-One task is one rank; no launcher stands between Slurm and the ranks, so signals reach them.
+A training is one job. One task of it is one rank; no launcher stands between Slurm and the ranks, so signals reach
+them. A build of documents or shards is a chain of job arrays, one a step; a job of an array does its share of the step.
 """
 
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -67,6 +70,21 @@ class TrainingJob:
             return BAD_INPUT
 
 
+@dataclass(frozen=True)
+class ShareJob:
+    """What a job of an array runs: its share of one step of a build command."""
+
+    command: tuple[str, ...]
+    step: str
+    shares: int
+    workers: int
+
+    def __call__(self, share: int) -> None:
+        arguments = ["--step", self.step, "--share", f"{share}/{self.shares}", "--workers", str(self.workers)]
+        # An exception, not a code: Slurm starts the next step only after jobs that end well.
+        subprocess.run([sys.executable, *self.command, *arguments], check=True)
+
+
 def slurm_parameters(profile: Profile, nodes: int, name: str) -> dict:
     """The profile as submitit's names of sbatch options."""
     optional = {key: getattr(profile, key) for key in ("partition", "account", "qos", "constraint")}
@@ -89,6 +107,53 @@ def batch_script(profile: Profile, nodes: int, name: str, folder: Path) -> str:
     """The text that would be given to sbatch."""
     command = f"{sys.executable} -u -m submitit.core._submit {folder}"
     return _make_sbatch_string(command=command, folder=folder, **slurm_parameters(profile, nodes, name))
+
+
+def _step_parameters(profile: Profile, step: str, after: str) -> dict:
+    wanted = slurm_parameters(profile, 1, step) | {"ntasks_per_node": 1, "srun_args": None}
+    wanted.pop("gpus_per_node", None)
+    waits = {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"} if after else {}
+    return wanted | {"additional_parameters": waits}
+
+
+def step_scripts(steps: Mapping[str, bool], profile: Profile, shares: int, folder: Path) -> str:
+    """The texts that `submit_steps` would give to sbatch, one after the other."""
+    scripts, after = [], ""
+    for step, many in steps.items():
+        array = {"map_count": shares} if many else {}
+        command = f"{sys.executable} -u -m submitit.core._submit {folder / step}"
+        parameters = _step_parameters(profile, step, after)
+        scripts.append(_make_sbatch_string(command=command, folder=folder / step, **parameters, **array))
+        after = f"<id of {step}>"
+    return "\n".join(scripts)
+
+
+def submit_steps(
+    command: Sequence[str], steps: Mapping[str, bool], profile: Profile, shares: int, folder: Path
+) -> dict[str, str]:
+    """Submit a build as job arrays, each of which waits for the one before it; returns the job id of each step.
+
+    Args:
+        command: the build without --step, --share and --workers.
+        steps: each step in order, and whether it has many tasks, to be shared by `shares` jobs.
+
+    Raises:
+        InputError: there is no Slurm here, or Slurm refuses a job.
+    """
+    if SlurmExecutor.affinity() < 0:
+        raise InputError("no Slurm here (srun is not on the path): submit from a login node, or run the command itself")
+    ids: dict[str, str] = {}
+    for step, many in steps.items():
+        executor = SlurmExecutor(folder=folder / step)
+        executor.update_parameters(**_step_parameters(profile, step, next(reversed(ids.values()), "")))
+        count = shares if many else 1
+        job = ShareJob(tuple(command), step, count, profile.cpus_per_task)
+        try:
+            jobs = executor.map_array(job, range(count))
+        except submitit.core.utils.FailedJobError as error:
+            raise InputError(f"Slurm refused step {step}: {error}") from None
+        ids[step] = jobs[0].job_id.split("_")[0]
+    return ids
 
 
 def submit(job: TrainingJob, profile: Profile, nodes: int, name: str, folder: Path) -> submitit.Job:

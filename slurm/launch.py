@@ -1,27 +1,47 @@
-"""Submit a training run to Slurm with submitit, or run the same job on this machine with `--profile local`."""
+"""Submit a training run to Slurm with submitit, or run the same job on this machine with `--profile local`.
 
+With --array N the command behind `--` (tools/build_documents.py wikipedia or tools/build_shards.py) is spread over the
+cluster instead: each of its steps becomes an array of N jobs that waits for the step before it.
+"""
+
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 from hmde_dist.command import InputError, argument_parser, positive, run_command
+from hmde_dist.corpus import shard_build, wikipedia
 from hmde_dist.recipe import dump_recipe, load_recipe
 from hmde_dist.stream.index import ShardIndex
-from hmde_dist.submission import TrainingJob, batch_script, load_profile, submit
+from hmde_dist.submission import Profile, TrainingJob, batch_script, load_profile, step_scripts, submit, submit_steps
 
 PROFILES = Path(__file__).parent / "profiles"
 
 
 def main() -> int | None:
     parser = argument_parser(
-        __doc__, "python slurm/launch.py recipes/demo.yaml --profile gpu --nodes 2 --dry-run run.steps=1000"
+        __doc__,
+        "python slurm/launch.py recipes/demo.yaml --profile gpu --nodes 2 --dry-run run.steps=1000\n"
+        "  python slurm/launch.py --profile cpu --array 32 -- tools/build_documents.py wikipedia --dumps /data/dumps "
+        "--languages en,de,ja --out /data/documents",
     )
-    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--profile", required=True, metavar="NAME", help="a file of slurm/profiles/, without .yaml")
     parser.add_argument("--nodes", type=positive, default=1)
+    parser.add_argument(
+        "--array", type=positive, metavar="N", help="jobs that share each step of the command behind --"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the batch script and the recipe; submit nothing")
     parser.add_argument("--wait", action="store_true", help="stay until the job ends, with its exit code")
-    args = parser.parse_intermixed_args()
+    before, command = split_command(sys.argv[1:])
+    args = parser.parse_intermixed_args(before)
     profile = load_profile(PROFILES / f"{args.profile}.yaml")
+    if command or args.array:
+        if args.recipe or not command or not args.array:
+            raise InputError("give RECIPE, or --array N -- COMMAND")
+        return submit_build(command, profile, args.array, args.dry_run)
+    if not args.recipe:
+        raise InputError("give RECIPE, or --array N -- COMMAND")
     recipe = load_recipe(args.recipe, args.overrides)
     folder = recipe.run.folder / "jobs"
     ranks = args.nodes * profile.tasks_per_node
@@ -40,6 +60,30 @@ def main() -> int | None:
         print(f"exit codes of the ranks: {' '.join(map(str, codes))}")
         return max(codes)
     return None
+
+
+def split_command(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before and behind `--`."""
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:place], arguments[place + 1 :]
+
+
+def submit_build(command: list[str], profile: Profile, shares: int, dry_run: bool) -> None:
+    program = Path(command[0]).name
+    steps = {"build_documents.py": wikipedia.STEPS, "build_shards.py": shard_build.STEPS}.get(program)
+    if steps is None or (program == "build_documents.py" and command[1:2] != ["wikipedia"]):
+        raise InputError(
+            f"{' '.join(command[:2])}: only tools/build_documents.py wikipedia and tools/build_shards.py have steps"
+        )
+    outs = [value for name, value in pairwise(command) if name == "--out"]
+    if len(outs) != 1:
+        raise InputError("the command needs one --out DIR")
+    folder = Path(outs[0] + ".jobs")
+    if dry_run:
+        print(step_scripts(steps, profile, shares, folder))
+        return
+    for step, job in submit_steps(command, steps, profile, shares, folder).items():
+        print(f"{step:<10} job {job}: logs in {folder / step}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
+import re
+import runpy
+import sys
+
 import pytest
-from launch import PROGRAMS, environment, finish, journal, start, write_recipe
+from launch import PROGRAMS, ROOT, environment, finish, journal, start, write_recipe
 
 from hmde_dist.command import InputError
+from hmde_dist.corpus import shard_build
 from hmde_dist.submission import Profile, batch_script, load_profile
 
 
@@ -42,3 +47,31 @@ def test_wrong_profiles_are_named(tmp_path):
     (tmp_path / "bad.yaml").write_text("cluster: slurm\ntasks: 3\n")
     with pytest.raises(InputError, match=r"tasks_per_node: Field required; tasks: Extra"):
         load_profile(tmp_path / "bad.yaml")
+
+
+def test_a_build_becomes_a_chain_of_job_arrays(tmp_path):
+    command = ("tools/build_shards.py", "--documents", "d.jsonl", "--tokenizer", "t", "--format", "mds")
+    job = launch("--profile", "cpu", "--array", "5", "--dry-run", "--", *command, "--out", tmp_path / "out")
+    assert job.code == 0, job.output
+    scripts = job.output.split("#!/bin/bash")[1:]
+    assert [("--array=0-4" in script) for script in scripts] == list(shard_build.STEPS.values())
+    waits = [f"--dependency='afterok:<id of {step}>'" for step in list(shard_build.STEPS)[:-1]]
+    assert "dependency" not in scripts[0]
+    assert all(wait in script for wait, script in zip(waits, scripts[1:], strict=True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--array", "2"), "give RECIPE, or --array N -- COMMAND"),
+        (("recipe.yaml", "--array", "2", "--", "tools/build_shards.py"), "give RECIPE, or --array N -- COMMAND"),
+        (("--array", "2", "--", "tools/encode.py", "--out", "x"), "only tools/build_documents.py wikipedia and"),
+        (("--array", "2", "--", "tools/build_shards.py"), "needs one --out"),
+        ((), "give RECIPE"),
+    ],
+)
+def test_what_cannot_be_an_array_is_said(arguments, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["launch.py", "--profile", "cpu", *arguments])
+    with pytest.raises(InputError, match=re.escape(message)):
+        runpy.run_path(str(ROOT / "slurm" / "launch.py"))["main"]()

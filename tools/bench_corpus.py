@@ -3,7 +3,7 @@
 `generate` writes the dumps of made-up Wikipedias, in the tree, the formats and the proportions of the published ones:
 CirrusSearch content (text is about 15 % of a record's bytes and wikitext 33 %, as data of 2026 have it), the SQL tables
 page, page_props, categorylinks, linktarget and langlinks, and Wikidata's wb_items_per_site. The prose of a page has
-log-normal length with a mean of 1,300 characters, that of simplewiki (a page of enwiki has about three times as much),
+log-normal length with a mean of 1,300 characters, that of simplewiki (a page of enwiki has about three times as many bytes),
 in words of an invented vocabulary under Zipf's law. The wiki named second has the SQL dumps and the action lines of
 2024, and a bot; the third has the SQL dumps of 2025, the others those of 2026.
 
@@ -20,6 +20,7 @@ import functools
 import gzip
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -236,7 +237,7 @@ class World:
         items = numbers[paged] % self.items
         draw = permille(hashed(self.seed, "kind", language, numbers[paged]))
         bot = 200 if self.languages.index(language) == 1 else 0
-        prose = np.select([draw < 6, draw < 130, draw < 130 + bot], [Kind.COPY, Kind.STUB, Kind.BOT], Kind.ARTICLE)
+        prose = np.select([draw < 10, draw < 130, draw < 130 + bot], [Kind.COPY, Kind.STUB, Kind.BOT], Kind.ARTICLE)
         first = self.item_kinds(items)
         first = np.where(first == Kind.ARTICLE, prose, first)
         second = np.select([draw < 100, draw < 106, draw < 110], [Kind.REDIRECT, Kind.TWICE, Kind.PORTAL], Kind.NONE)
@@ -373,8 +374,8 @@ class Words:
         self.sentence_bytes = sum(len(sentence.encode()) for sentence in sample) / len(sample)
         characters = sum(map(len, sample)) / len(sample)
         mean = MEAN_CHARACTERS / characters
-        law = statistics.NormalDist(float(np.log(mean)) - DEVIATION**2 / 2, DEVIATION)
-        self.lengths = np.array([max(1, round(np.exp(law.inv_cdf((n + 0.5) / 1024)))) for n in range(1024)])
+        law = statistics.NormalDist(math.log(mean) - DEVIATION**2 / 2, DEVIATION)
+        self.lengths = np.array([max(1, round(math.exp(law.inv_cdf((n + 0.5) / 1024)))) for n in range(1024)])
         self._fill_pools(draw, sample)
 
     def sentences(self, rng: np.random.Generator, count: int) -> list[str]:
@@ -503,7 +504,7 @@ def write_content(world: World, task: Task) -> Counter:
     compressor = bz2.BZ2Compressor(BZ2_LEVEL)
     base = task.folder / CIRRUS_DATE / f"index_name={wiki}_content"
     first, last = (world.slots * part // task.parts for part in (task.part, task.part + 1))
-    originals: list[list[str]] = []
+    originals: list[tuple[list[str], str]] = []
     old = world.languages.index(language) == 1
     with open(base / f"{wiki}_content-{CIRRUS_DATE}-{task.part:05d}.json.bz2", "wb") as file:
         for start in range(first, last, BLOCK):
@@ -524,7 +525,7 @@ def write_content(world: World, task: Task) -> Counter:
 def _records(
     world: World, language: str, page_ids: np.ndarray, rng: np.random.Generator, originals: list, counts: Counter
 ) -> Iterator[dict]:
-    """The documents of the pages that exist among `page_ids`; `originals` are sentences of pages before them."""
+    """The documents of the pages that exist among `page_ids`; `originals` are sentences and notes of pages before them."""
     numbers = world.numbers(language, page_ids)
     kinds = world.kinds(language, numbers)
     there = (kinds != Kind.NONE) & (kinds != Kind.CATEGORY)
@@ -552,9 +553,9 @@ def _records(
     picker = _Picker(rng)
     for place, kind in enumerate(kinds.tolist()):
         own = list(itertools.islice(sentences, int(sizes[place])))
-        draw, title = bits[place], titles[place]
+        draw, title, notes = bits[place], titles[place], ""
         if kind == Kind.COPY and originals:
-            own = originals[draw % len(originals)]
+            own, notes = originals[draw % len(originals)]
         elif kind == Kind.BOT:
             own = (words.bots[draw % len(words.bots)] % tuple(picker.some(words.names, 4))).split("\n")
             own[0] = f"{title}{words.gap}{own[0]}"
@@ -564,11 +565,11 @@ def _records(
             own[0] = f"{title}{words.gap}{own[0]}"
         if kind == Kind.LIST:
             own.append(" ".join(picker.some(words.headings, 10 + draw % 90)))
-        elif kind == Kind.ARTICLE:
-            originals[draw % 64 : draw % 64 + 1] = [own]
-        text = words.gap.join(own)
-        if kind in (Kind.ARTICLE, Kind.TWICE, Kind.COPY) and draw % 5 < 2:
-            text += "".join(f"  ^ {note}" for note in picker.some(words.references, 2 + draw % 9))
+        elif kind in (Kind.ARTICLE, Kind.TWICE):
+            if draw % 5 < 2:
+                notes = "".join(f"  ^ {note}" for note in picker.some(words.references, 2 + draw % 9))
+            originals[draw % 64 : draw % 64 + 1] = [(own, notes)]  # one more, or in the place of another
+        text = words.gap.join(own) + notes
         record = {
             "wiki": f"{language}wiki", "page_id": int(page_ids[place]), "namespace": 100 if kind == Kind.PORTAL else 0,
             "namespace_text": "Portal" if kind == Kind.PORTAL else "", "title": title, "timestamp": _time(draw, "T", "Z"),
@@ -813,7 +814,7 @@ def _write(task: Task) -> tuple[str, Counter]:
 
 def generate(out: Path, pages: int, languages: Sequence[str], seed: int) -> None:
     unknown = sorted(set(languages) - set(LANGUAGES))
-    if unknown or len(set(languages)) < 2:
+    if unknown or not 1 < len(languages) == len(set(languages)):
         raise InputError(f"--languages needs two or more of {', '.join(LANGUAGES)}, each once")
     if seed < 0:
         raise InputError(f"--seed is {seed}; it must not be negative")
@@ -871,14 +872,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 # --- run
 
-SAMPLE_DOCUMENTS = 20_000
+SAMPLE_DOCUMENTS = 10_000
 VOCABULARY = 24_000
 WIKIPEDIA_PAGES = 70_100_000
 ENWIKI_BYTES = 39e9
-SOURCES = (
-    "70.1 million pages: the sitelinks of Wikidata to the Wikipedias of the 50 largest languages (wb_items_per_site); "
-    "39 GB: the 64 content files of enwiki. Both as others report them of the dumps of autumn 2026."
-)
+SOURCES = """\
+70.1 million pages are the sitelinks of Wikidata to the Wikipedias of the 50 largest languages (wb_items_per_site), and
+39 GB the 64 content files of enwiki: both as others report them of the dumps of autumn 2026."""
 _STEP = re.compile(r"^step \S+: .*", re.MULTILINE)
 
 
@@ -985,7 +985,7 @@ def run(dumps: Path, languages: Sequence[str], out: Path, workers: int) -> int:
         return FAILED
     shards = sum(path.stat().st_size for path in (out / "shards").rglob("*") if path.is_file())
     closing = f"{kept:,} training documents with {text_bytes / 1e6:,.1f} MB of text; {shards / 1e6:,.1f} MB of shards"
-    text = report_text(stages, closing)
+    text = report_text(stages, sum(path.stat().st_size for path in inputs if "_content-" in path.name), closing)
     with output_file(out / "report.md") as file:
         file.write(text + "\n")
     print(text)
@@ -1019,7 +1019,8 @@ def _count_and_sample(train: Path, sample: Path) -> tuple[int, int, int]:
     return documents, sampled, text_bytes
 
 
-def report_text(stages: Sequence[Measured], closing: str) -> str:
+def report_text(stages: Sequence[Measured], content: int, closing: str) -> str:
+    """What is printed; `content` are the bytes of the dumps without SQL."""
     rows = [("command", "wall s", "CPU s", "pages/s", "MB/s read", "peak MiB", "processes")]
     for s in stages:
         rows.append((
@@ -1029,15 +1030,18 @@ def report_text(stages: Sequence[Measured], closing: str) -> str:
     build, _, shards = stages
     factor = WIKIPEDIA_PAGES / build.units
     cores = (2, 64, 512)
-    whole = [("all of Wikipedia", "core hours", *(f"wall h on {n}" for n in cores))]
-    for s in (build, shards):
-        hours = s.wall * factor / 3600
+    whole = [("all of Wikipedia", "CPU hours", "core hours", *(f"wall h on {n}" for n in cores))]
+    for s, name, times in (
+        (build, build.name, factor),
+        (shards, shards.name, factor),
+        (build, "build_documents of enwiki, by bytes", ENWIKI_BYTES / content),
+    ):
+        hours = s.wall * times / 3600
         # Cores that wait are paid for; a command of one process gains nothing by more.
         spread = [hours * s.workers / n if s.workers else hours for n in cores]
-        whole.append((s.name, f"{hours * (s.workers or 1):,.0f}", *(f"{value:,.2f}" for value in spread)))
-    by_bytes = ENWIKI_BYTES / build.read * build.wall / 3600
-    spread = [by_bytes * max(1, build.workers) / n for n in cores]
-    whole.append(("build_documents, enwiki by bytes", f"{by_bytes * max(1, build.workers):,.1f}", *(f"{v:,.2f}" for v in spread)))  # fmt: skip
+        whole.append((
+            name, f"{s.cpu * times / 3600:,.0f}", f"{hours * (s.workers or 1):,.0f}", *(f"{value:,.2f}" for value in spread),
+        ))  # fmt: skip
     lines = [f"{s.name}: {line}" for s in stages for line in s.steps]
     return "\n".join([
         markdown(rows),
@@ -1050,8 +1054,9 @@ def report_text(stages: Sequence[Measured], closing: str) -> str:
         *[""] * bool(lines),
         markdown(whole),
         "",
-        f"{SOURCES} Time is taken to grow with pages (in the last row with bytes) and, where a command has processes, to",
-        "fall with cores; the time of train_tokenizer is that of its sample.",
+        SOURCES,
+        "Time is taken to grow with pages (in the last row with bytes) and, where a command has processes, to fall with",
+        "cores, one process on each. The time of train_tokenizer is that of its sample, whatever the size of the corpus.",
     ])  # fmt: skip
 
 

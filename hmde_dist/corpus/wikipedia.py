@@ -75,7 +75,12 @@ _SCRIPTS = {
 _SCRIPT_OF = {language: script for script, languages in _SCRIPTS.items() for language in languages}
 # What the search index leaves of a reference list: two spaces and a caret, to the end.
 _REFERENCES = re.compile(r" {2}\^ .*", re.DOTALL)
-_LIST_TITLE = re.compile(r"List(s|e|a)? (of|der|des|von|de|di|dei|delle|degli|van) ", re.IGNORECASE)
+_LIST_TITLE = re.compile(
+    r"(Lists?|Liste[ns]?|Listado|Lista|Lijst|Lijsten|Elenco|Seznam|Zoznam|Luettelo|Danh sách|Daftar|Senarai) "
+    r"(of|der|des|du|von|de|di|dei|delle|degli|del|van|över|over)|Список |Спис |Списък |Списак |Κατάλογος |قائمة |فهرست "
+    r"|רשימת |.*の一覧|.*列表$|.* 목록$|.* की सूची|.* তালিকা|รายชื่อ",
+    re.IGNORECASE,
+)
 
 
 # Pages written by bots, in numbers that would drown what people wrote.

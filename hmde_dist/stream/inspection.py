@@ -1,7 +1,7 @@
 """What is in a shard set, as numbers, as a picture and as text: languages, their pairs, lengths, categories, one group.
 
 Every number comes from the memory-mapped columns of the index, without opening a shard and without a Python loop over
-groups or documents, so that 20 million groups take about a minute. Only groups shown as text are read from the shards.
+groups or documents, so that 20 million groups take some ten seconds. Only groups shown as text are read from the shards.
 """
 
 from collections.abc import Sequence
@@ -180,7 +180,7 @@ def plot(report: dict, path: str | Path) -> None:
     ):
         _plot_lengths(ax, series, column)
         ax.set(title=f"Length of documents in {what}", xlabel=f"{what} per document")
-        ax.set_ylabel("% of documents per doubling of the length")
+        ax.set_ylabel("share of the language's documents")
     axes[0, 0].legend(frameon=False, ncols=2 if len(series) > 6 else 1, fontsize=9)
     _plot_languages(axes[1, 0], series)
     _plot_categories(axes[1, 1], report["categories"])
@@ -210,20 +210,28 @@ def _plotted(languages: dict[str, dict]) -> list[tuple[str, str, dict]]:
 
 def _plot_lengths(ax, series: list[tuple[str, str, dict]], column: str) -> None:
     """A density over log2 of the length for each language, smoothed by a normal kernel of Silverman's width."""
-    used = [np.flatnonzero(facts[column]["histogram"]) for _, _, facts in series]
-    grid = np.linspace(min(bins[0] for bins in used) / BINS - 1, max(bins[-1] for bins in used) / BINS + 1, 500)
-    for (name, colour, facts), bins in zip(series, used, strict=True):
-        at = (bins + 0.5) / BINS
-        share = np.asarray(facts[column]["histogram"])[bins] / facts["documents"]
+    grid = np.linspace(-1, max(len(facts[column]["histogram"]) for _, _, facts in series) / BINS + 1, 1000)
+    densities = []
+    for _, _, facts in series:
+        histogram = np.asarray(facts[column]["histogram"])
+        bins = np.flatnonzero(histogram)
+        share = histogram[bins] / histogram.sum()
+        # Lengths are whole numbers: a bin stands for those in it, from half a one before to half a one behind them.
+        low, high = np.ceil(2 ** (bins / BINS)) - 0.5, np.ceil(2 ** ((bins + 1) / BINS)) - 0.5
+        at = np.log2(low * high) / 2
         deviation = np.sqrt(share @ (at - share @ at) ** 2)
-        width = max(0.2, 1.06 * deviation * facts["documents"] ** -0.2)
-        density = np.exp(-0.5 * ((grid[:, None] - at) / width) ** 2) @ share / (width * np.sqrt(2 * np.pi))
-        ax.plot(2**grid, 100 * density, color=colour, linewidth=1.8, label=name)
+        width = np.maximum(max(0.2, 1.06 * deviation * histogram.sum() ** -0.2), np.log2(high / low))
+        densities.append(np.exp(-0.5 * ((grid[:, None] - at) / width) ** 2) @ (share / width))
+    for (name, colour, _), density in zip(series, densities, strict=True):
+        ax.plot(2**grid, density, color=colour, linewidth=1.8, label=name)
+        ax.fill_between(2**grid, density, color=colour, alpha=0.4 / len(series), linewidth=0)
+    seen = grid[np.max(densities, axis=0) > 0.005 * np.max(densities)]
     ax.set_xscale("log")
-    ax.set_xlim(2 ** grid[0], 2 ** grid[-1])
+    ax.set_xlim(2 ** seen[0], 2 ** seen[-1])
+    _log_ticks(ax.xaxis)
     ax.set_ylim(bottom=0)
-    ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.grid(alpha=0.25)
+    ax.set_yticks([])  # a density has no number that says anything
+    ax.grid(axis="x", alpha=0.25)
 
 
 def _plot_languages(ax, series: list[tuple[str, str, dict]]) -> None:
@@ -240,22 +248,31 @@ def _plot_languages(ax, series: list[tuple[str, str, dict]]) -> None:
 
 
 def _plot_categories(ax, categories: dict) -> None:
-    ax.set(title=f"Sizes of {categories['count']:,} categories", xlabel="rank of the category", ylabel="groups in it")
+    without = f"{categories['share_without']:.1%} of groups in none"
+    ax.set(title=f"{categories['count']:,} categories, {without}", xlabel="rank of the category", ylabel="groups in it")
     if categories["count"]:
-        ax.loglog(categories["ranks"], categories["sizes_at_ranks"], color=_COLOURS[0], marker="o", markersize=3)
+        ranks, sizes = categories["ranks"], categories["sizes_at_ranks"]
+        ax.loglog(ranks, sizes, color=_COLOURS[0], linewidth=1.8, marker="o" if len(ranks) < 50 else "", markersize=4)
+        ax.set(xlim=(0.9, ranks[-1] * 1.2 + 1), ylim=(0.9, sizes[0] * 1.3 + 1))
         for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_formatter("{x:,.0f}")
+            _log_ticks(axis)
         ax.grid(alpha=0.25)
-    ax.text(
-        *(0.97, 0.95, f"{categories['share_without']:.1%} of groups without a category"),
-        *{"transform": ax.transAxes}, ha="right", va="top", fontsize=10,
-    )  # fmt: skip
+
+
+def _log_ticks(axis) -> None:
+    """Ticks at 1, 2, 5, 10, ... or, over many decades, at powers of ten, written as counts."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 3000 * low else (1,)))
+    axis.set_major_formatter(lambda value, _: short(value))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def short(number: float) -> str:
-    """A count in at most five characters: 9999, 12.3k, 4.56M."""
+    """A count in few characters: 9999, 12.3k, 4.56M."""
     for unit in ("", "k", "M", "G", "T"):
-        if number < 9999.5 or unit == "T":
+        if number < (999.5 if unit else 9999.5) or unit == "T":
             break
         number /= 1000
     return f"{number:.0f}{unit}" if not unit or number >= 100 else f"{number:.3g}{unit}"
