@@ -29,21 +29,51 @@ class Section(BaseModel):
         return value
 
 
+class SourceSection(Section):
+    shards: str = Field(description="folder or URL of a shard set")
+    weight: Annotated[float, Field(gt=0)] | dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0)]] = Field(
+        1.0, description="share of the batches, relative to other sources; {step: weight, ...} goes in straight lines"
+    )
+
+
 class DataSection(Section):
-    shards: Path = Field(description="folder of training shards (tools/build_shards.py), MDS or WebDataset")
-    validation: Path | None = Field(None, description="folder of validation shards; none = no validation")
+    shards: str | Annotated[list[SourceSection], Field(min_length=1)] = Field(
+        description="folder or URL of training shards (tools/build_shards.py), or several sources with weights"
+    )
+    validation: str | None = Field(None, description="folder or URL of validation shards; none = no validation")
+    cache: Path | None = Field(None, description="folder that shards behind URLs are copied to; must be set for URLs")
+    cache_limit_gib: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="size of the cache of each shard set; the least recently used shards go first; none = no limit",
+    )
     pairs_per_batch: Count = Field(description="document pairs of one global batch, over all ranks")
-    sentences: Count = Field(32, description="sentences encoded of a document, from its beginning")
+    sentences: Count = Field(32, description="most sentences encoded of a document")
     neighbours_per_batch: Share = Field(
         0.5, description="share of a batch made of category neighbours (hard negatives)"
     )
     neighbour_group: Annotated[int, Field(ge=2)] = Field(4, description="documents of one category placed together")
+    hard_negatives: Literal["none", "paper"] = Field(
+        "none",
+        description="paper = beside the neighbours, one document for each side of a pair, of a random group of a random "
+        "category, in the side's language, as in HMDE",
+    )
     language_temperature: Share = Field(
-        0.3, description="languages are drawn ~ count ** temperature; 1 = as in the data"
+        0.3, description="languages, or language pairs, are drawn ~ count ** temperature; 1 = as in the data"
+    )
+    batch_languages: Literal["mixed", "one_pair"] = Field(
+        "mixed", description="one_pair = all pairs of a global batch are in the same two languages"
+    )
+    window: Literal["first", "random"] = Field(
+        "first", description="which `sentences` of a longer document: its first ones, or a run drawn anew each epoch"
     )
     workers: Annotated[int, Field(ge=0)] = Field(
         1, description="loader processes of each rank; 0 = in the training process"
     )
+
+    @property
+    def sources(self) -> list[SourceSection]:
+        """`shards` as sources."""
+        return [SourceSection(shards=self.shards)] if isinstance(self.shards, str) else self.shards
 
 
 class LowerSection(Section):
@@ -124,6 +154,9 @@ class Recipe(Section):
         problems = []
         if self.data.neighbours_per_batch and self.data.neighbour_group > self.data.pairs_per_batch:
             problems.append("data.neighbour_group is larger than data.pairs_per_batch")
+        sources = [s.shards for s in self.data.sources] + [self.data.validation or ""]
+        if any("://" in source for source in sources) and self.data.cache is None:
+            problems.append("data.cache must name a folder, for shards behind a URL are copied there")
         if self.optimizer.warmup_steps > self.run.steps:
             problems.append("optimizer.warmup_steps is larger than run.steps")
         if problems:

@@ -45,7 +45,8 @@ from hmde_dist.recipe import Recipe, dump_recipe, load_recipe
 from hmde_dist.stream.batch import PackedBatch
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.loader import RankBatches, batches
-from hmde_dist.stream.plan import Plan
+from hmde_dist.stream.mixture import LanguagePairs, Mixture, Source
+from hmde_dist.stream.plan import PlanSettings
 
 
 def main() -> int:
@@ -74,24 +75,24 @@ def main() -> int:
 
 def train(recipe: Recipe, world: topology.World) -> int:
     # ---- what is asked -------------------------------------------------------------------------------------------
-    run, data = recipe.run, recipe.data
+    run, data, hard = recipe.run, recipe.data, recipe.data.hard_negatives == "paper"
     if data.pairs_per_batch % world.size:
         divisors = [n for n in range(1, data.pairs_per_batch + 1) if data.pairs_per_batch % n == 0]
         raise InputError(
             f"data.pairs_per_batch={data.pairs_per_batch} is not divisible by {world.size} ranks: use "
             f"{', '.join(map(str, divisors))} ranks, or a multiple of {world.size} pairs"
         )
-    index = ShardIndex.open(data.shards)
-    validation = ShardIndex.open(data.validation) if data.validation else None
+    mixture = open_mixture(recipe)
+    index = mixture.indexes[0]
+    validation = open_shards(recipe, data.validation) if data.validation else None
     if validation:
         check_validation(validation, index)
     check_writable(run.folder)
-    plan = make_plan(recipe, index)
 
     # ---- model, engine, state ------------------------------------------------------------------------------------
     encoder = build_model(recipe.model, index, data.sentences, recipe.objective.scale, run.seed)
     engine = start_engine(recipe, encoder, world)
-    identity = checkpoint.identity_of(recipe, index)
+    identity = checkpoint.identity_of(recipe, mixture.indexes)
     restored = checkpoint.restore(engine, run.folder / "checkpoints", recipe, identity, world)
     state = restored or {"step": 0, "documents": 0, "tokens": 0, **identity}
     stop_requested = catch_signals()
@@ -100,11 +101,12 @@ def train(recipe: Recipe, world: topology.World) -> int:
         save_description(encoder, index, run.folder / "model")
     meter = Meter(world.device)
     stream = batches(
-        RankBatches(plan, data.sentences, world.rank, world.size), state["step"], run.steps, data.workers, world.device
+        RankBatches(mixture, world.rank, world.size, hard), state["step"], run.steps, data.workers, world.device
     )
 
     def save() -> None:
-        checkpoint.save_checkpoint(engine, run.folder / "checkpoints", state, run.keep_checkpoints, world)
+        stand = state | {"stream": mixture.state(state["step"])}
+        checkpoint.save_checkpoint(engine, run.folder / "checkpoints", stand, run.keep_checkpoints, world)
         journal.event("checkpoint", step=state["step"])
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ def train(recipe: Recipe, world: topology.World) -> int:
         rate = learning_rate(recipe.optimizer, state["step"], run.steps)
         set_learning_rate(engine, rate)
         documents, scale = engine(batch)
-        contrast = document_contrast(documents, batch.extra["group"], scale)
+        contrast = document_contrast(documents, batch.extra["group"], scale, hard)
         grad_norm = update(engine, contrast.loss)
         if not 0 <= grad_norm < math.inf:
             # The norm is the same on all ranks, so all end here; the last checkpoint is from before.
@@ -129,7 +131,7 @@ def train(recipe: Recipe, world: topology.World) -> int:
             )
 
         state["step"] += 1
-        state["documents"] += 2 * data.pairs_per_batch
+        state["documents"] += len(batch.sentence_counts) * world.size
         state["tokens"] += int(world.total(batch.tokens))
         meter.count(batch, model_flops(encoder, batch))
         step = state["step"]
@@ -183,14 +185,45 @@ def next_batch(stream: Iterator[PackedBatch], world: topology.World) -> PackedBa
     return batch
 
 
-def check_validation(validation: ShardIndex, training: ShardIndex) -> None:
-    """Refuse validation shards that the model in training could not read, before anything is spent."""
+def open_shards(recipe: Recipe, source: str) -> ShardIndex:
+    limit = recipe.data.cache_limit_gib
+    if "://" not in source:
+        return ShardIndex.open(source)
+    return ShardIndex.open(source, recipe.data.cache, int(limit * 2**30) if limit else None)
+
+
+def open_mixture(recipe: Recipe) -> Mixture:
+    """The global batches that a recipe asks for."""
+    data = recipe.data
+    sources = []
+    for source in data.sources:
+        weights = source.weight if isinstance(source.weight, dict) else {0: source.weight}
+        sources.append(Source(open_shards(recipe, source.shards), tuple(sorted(weights.items()))))
+        check_alike(sources[-1].index, sources[0].index)
+    settings = PlanSettings(
+        data.pairs_per_batch,
+        data.neighbours_per_batch,
+        data.neighbour_group,
+        data.language_temperature,
+        data.sentences,
+        data.window,
+        recipe.run.seed,
+    )
+    return Mixture(sources, settings, data.batch_languages == "one_pair")
+
+
+def check_alike(one: ShardIndex, other: ShardIndex) -> None:
+    """Refuse shard sets that one model could not read, before anything is spent."""
     for name in ("tokenizer", "vocabulary", "special_ids", "sentence_tokens"):
-        if validation.manifest[name] != training.manifest[name]:
+        if one.manifest[name] != other.manifest[name]:
             raise InputError(
-                f"{validation.folder} and {training.folder} differ in {name}: build both with the same --tokenizer and "
+                f"{one.folder} and {other.folder} differ in {name}: build both with the same --tokenizer and "
                 "--sentence-tokens"
             )
+
+
+def check_validation(validation: ShardIndex, training: ShardIndex) -> None:
+    check_alike(validation, training)
     if not (np.diff(validation.columns["group_documents"].astype(np.int64)) > 1).any():
         raise InputError(f"{validation.folder}: no group has two languages, so there is nothing to retrieve")
 
@@ -200,18 +233,6 @@ def check_writable(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"run.folder={folder}: {existing} is no folder that can be written to")
-
-
-def make_plan(recipe: Recipe, index: ShardIndex) -> Plan:
-    data = recipe.data
-    return Plan(
-        index,
-        data.pairs_per_batch,
-        data.neighbours_per_batch,
-        data.neighbour_group,
-        data.language_temperature,
-        recipe.run.seed,
-    )
 
 
 def export_run(run: Path, out: Path) -> Path:
@@ -228,20 +249,25 @@ def export_run(run: Path, out: Path) -> Path:
 
 def print_plan(recipe: Recipe) -> None:
     """What a run would do, from the recipe and the index of its shards alone."""
-    index = ShardIndex.open(recipe.data.shards)
-    plan = make_plan(recipe, index)
-    encoder = build_model(recipe.model, index, recipe.data.sentences, recipe.objective.scale, recipe.run.seed)
-    pairs, steps = recipe.data.pairs_per_batch, recipe.run.steps
+    mixture = open_mixture(recipe)
+    settings, part = mixture.settings, mixture.parts[0]
+    encoder = build_model(recipe.model, mixture.indexes[0], settings.sentences, recipe.objective.scale, settings.seed)
+    pairs, steps = settings.pairs, recipe.run.steps
     lower, upper = (sum(p.numel() for p in part.parameters()) for part in (encoder.lower, encoder.upper))
-    print(
-        f"data        {index.groups:,} groups, {index.manifest['documents']:,} documents, {len(index.languages)} languages"
-    )
+    for index in mixture.indexes:
+        print(
+            f"data        {index.groups:,} groups, {index.manifest['documents']:,} documents, {len(index.languages)} languages"
+        )
     print(f"model       {lower:,} parameters in the sentence encoder, {upper:,} in the document encoder")
+    documents = 2 * pairs * (1 + (recipe.data.hard_negatives == "paper"))
     print(
-        f"batch       {pairs} pairs = {2 * pairs} documents, {plan.neighbour_pairs} of the pairs category neighbours at most"
+        f"batch       {pairs} pairs, {documents} documents; {settings.neighbour_pairs} of the pairs category neighbours at most"
     )
+    if isinstance(part, LanguagePairs):
+        print(f"            of one of {len(part.pairs)} language pairs; {part.left_out} have too few groups")
     print(
-        f"run         {steps:,} steps = {steps / plan.batches_per_epoch:.1f} epochs of {plan.batches_per_epoch:,} batches"
+        f"run         {steps:,} steps = {steps / part.batches_per_epoch:.1f} epochs of {part.batches_per_epoch:,} batches"
+        + (" of the first source, were it alone" if len(mixture.parts) > 1 else "")
     )
     print(f"worlds      {', '.join(str(n) for n in range(1, pairs + 1) if pairs % n == 0)} ranks")
 

@@ -51,7 +51,10 @@ def main() -> int | None:
         print(batch_script(profile, args.nodes, args.recipe.stem, folder))
         print(f"# ---- the recipe that train.py would get ----\n{dump_recipe(recipe)}", end="")
         return None
-    ShardIndex.open(recipe.data.shards)  # what is wrong with it is better said now than after the queue
+    # What is wrong with the shards is better said now than after the queue.
+    for source in recipe.data.sources:
+        if "://" not in source.shards:
+            ShardIndex.open(source.shards)
     job = submit(TrainingJob((str(args.recipe), *args.overrides)), profile, args.nodes, args.recipe.stem, folder)
     print(f"job {job.job_id}: logs in {folder}, progress in {recipe.run.folder / 'journal.jsonl'}")
     if args.wait or profile.cluster == "local":

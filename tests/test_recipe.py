@@ -144,7 +144,7 @@ def test_overrides_take_the_types_of_yaml(base):
     assert recipe.optimizer.learning_rate == 0.001
     assert recipe.optimizer.betas == (0.8, 0.95)
     assert recipe.objective.trainable_scale is True
-    assert recipe.data.validation == Path("a=b")
+    assert recipe.data.validation == "a=b"
     assert recipe.model.lower.config == {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 3}
 
 

@@ -1,15 +1,17 @@
 """The tools as their user runs them, on a model of seconds."""
 
 import gzip
+import itertools
 import json
+import runpy
 
+import pyarrow
 import pytest
-from launch import PROGRAMS, environment, finish, start
+from launch import PROGRAMS, ROOT, environment, finish, start
+from pyarrow import parquet
 
 
 def tool(name, *arguments, folder=None):
-    from launch import ROOT
-
     return finish(start([PROGRAMS / "python", ROOT / "tools" / name, *arguments], environment(), folder or ROOT))
 
 
@@ -63,6 +65,66 @@ def test_inspect_shows_the_shards_as_text(shards):
     assert job.code == 0, job.output
     assert job.output.startswith("wds, ") and "37 groups, 222 documents" in job.output
     assert job.output.count("small:") == 2
+
+
+def test_inspect_reports_what_it_prints_and_finds_a_group(shards, tmp_path):
+    plot, path = tmp_path / "plots" / "shards.png", tmp_path / "report.json"
+    options = ("--group", "small:owl", "--sentences", "1", "--plot", plot, "--json", path)
+    job = tool("inspect_shards.py", shards("mds"), *options)
+    assert job.code == 0, job.output
+    assert plot.read_bytes().startswith(b"\x89PNG") and f"plot written to {plot}" in job.output
+    report = json.loads(path.read_text(encoding="utf-8"))
+    (sample,) = report["samples"]
+    assert (sample["id"], sample["category"]) == ("small:owl", "animals")
+    assert "small:owl  [animals]" in job.output
+    for document in sample["documents"]:
+        (first,) = document["first"]
+        assert f"  {document['language']}: {document['sentences']} sentences, {document['tokens']} tokens" in job.output
+        assert f"{first['tokens']:>3} tokens  {first['text']}" in job.output
+    rows = [line.split() for line in job.output.splitlines()]
+    for language, facts in report["languages"].items():
+        assert [language, *(f"{facts[name]:,}" for name in ("documents", "sentences", "tokens"))] in [
+            r[:4] for r in rows
+        ]
+    assert "12 categories; 0 groups (0.0%) have none" in job.output
+    refused = tool("inspect_shards.py", shards("mds"), "--group", "nowhere")
+    assert refused.code == 2 and 'none of its 37 groups has the id "nowhere"' in refused.output
+
+
+def test_pairs_are_a_matrix_or_of_many_languages_a_list(capsys):
+    print_pairs = runpy.run_path(str(ROOT / "tools" / "inspect_shards.py"))["print_pairs"]
+    languages = [f"l{number:02}" for number in range(13)]
+    pairs = [
+        {"languages": list(both), "groups": 12_345, "tokens": 6_789_000}
+        for both in itertools.combinations(languages, 2)
+    ]
+    print_pairs(pairs[:1], languages[:3])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert rows == [["l00", "-", "12.3k", "0"], ["l01", "6.79M", "-", "0"], ["l02", "0", "0", "-"]]
+    print_pairs(pairs, languages)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "the 20 largest of 78 language pairs"
+    assert len(lines) == 22 and lines[2].split() == ["l00-l01", "12,345", "groups", "6,789,000", "tokens"]
+
+
+def test_documents_of_several_kinds_with_other_names(small_corpus, documents_folder, tmp_path):
+    """English as parquet that does not say so, the other languages as JSON lines."""
+    records = [json.loads(line) for line in small_corpus.read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        record["body"] = record.pop("text")
+    others, english = tmp_path / "others.jsonl", tmp_path / "english.parquet"
+    others.write_text("\n".join(json.dumps(r) for r in records if r["lang"] != "en"), encoding="utf-8")
+    names = ("id", "title", "body", "categories")
+    rows = {name: [record[name] for record in records if record["lang"] == "en"] for name in names}
+    parquet.write_table(pyarrow.table(rows), english)
+    command = ("build_documents.py", "files", "--documents", others, english, "--field", "text=body", "--lang", "en")
+    job = tool(*command, "--out", tmp_path / "out")
+    assert job.code == 0, job.output
+    for name in ("train.jsonl.gz", "validation.jsonl.gz", "test.jsonl.gz", "report.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (documents_folder / name).read_bytes()
+    for wrong in ("body=text", "text"):
+        job = tool("build_documents.py", "files", "--documents", others, "--field", wrong, "--out", tmp_path / "no")
+        assert job.code == 2 and f'"{wrong}" is no NAME=SOURCE with a NAME of id, lang, title' in job.output
 
 
 @pytest.mark.parametrize(

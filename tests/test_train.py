@@ -115,7 +115,7 @@ def test_print_config_and_plan_start_nothing(recipe, tmp_path):
     shown = python("hmde_dist/train.py", recipe, "--print-config", "run.steps=7")
     assert shown.code == 0 and "steps: 7" in shown.output
     plan = python("hmde_dist/train.py", recipe, "--plan")
-    assert plan.code == 0 and "8 pairs = 16 documents" in plan.output
+    assert plan.code == 0 and "8 pairs, 16 documents" in plan.output
     assert not (tmp_path / "run").exists()
 
 
@@ -215,3 +215,16 @@ def ranks_of(launcher: int) -> list[int]:
 
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     return [int(pid) for pid in children if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def test_paper_negatives_one_language_pair_and_two_sources_train_together(tmp_path, shards):
+    sources = [{"shards": str(shards("mds")), "weight": {0: 1.0, 4: 0.5}}, {"shards": str(shards("wds"))}]
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards("mds"), data={"shards": sources})
+    settings = ("data.hard_negatives=paper", "data.batch_languages=one_pair", "data.window=random", "run.steps=4")
+    job = python("hmde_dist/train.py", recipe, *settings)
+    assert job.code == 0, job.output
+    records = journal(tmp_path / "run")
+    # 8 pairs, two explicit negatives for each; the other pairs and one negative of each are an anchor's negatives.
+    assert records[-1]["documents"] == 4 * 32 and records[-1]["negatives_per_anchor"] == 15
+    plan = python("hmde_dist/train.py", recipe, *settings, "--plan")
+    assert "8 pairs, 32 documents" in plan.output and "of one of 15 language pairs" in plan.output

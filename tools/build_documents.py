@@ -57,6 +57,7 @@ def main() -> int:
         "--cap", action="append", type=cap, default=[], metavar="LANG=PAGES",
         help="most pages of a language; by default " + " ".join(f"{k}={v}" for k, v in defaults.caps.items()),
     )  # fmt: skip
+    wiki.add_argument("--splitter", choices=("rules", "icu"), default="rules", help="icu needs PyICU (%(default)s)")
     wiki.add_argument("--plan", action="store_true", help="print files, bytes and expected time; read nothing")
     steps.add_arguments(wiki, wikipedia.STEPS)
     for source in (help_, files, wiki):
@@ -111,6 +112,7 @@ def _wikipedia(args) -> int:
         args.max_sentences,
         args.script_share,
         wikipedia.BOT_WIKIS | dict(args.cap),
+        args.splitter,
     )
     try:
         report = wikipedia.build_documents(

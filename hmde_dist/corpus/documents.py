@@ -122,14 +122,6 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def __getattr__(name):  # until every import says corpus.readers
-    if name == "read_documents":
-        from hmde_dist.corpus.readers import read_documents
-
-        return read_documents
-    raise AttributeError(name)
-
-
 def read_groups(folders: Sequence[Path], bucket: int) -> Iterator[tuple[str, list[Document]]]:
     """(id, its documents by language) of one bucket of dealt documents (see `corpus.buckets`), by id.
 

@@ -43,7 +43,7 @@ from hmde_dist.corpus.facts import (
     write_sitelinks,
     write_sizes,
 )
-from hmde_dist.corpus.sentences import SPLITTER_VERSION, split_sentences
+from hmde_dist.corpus.sentences import sentence_splitter, splitter_version
 from hmde_dist.corpus.steps import Build, file_facts
 
 # Each step, and whether it has many tasks.
@@ -101,6 +101,7 @@ class Filters:
         max_sentences: of a page that are kept, from its beginning.
         script_share: letters of the first sentences that must be in the script of the language.
         caps: most pages of a language.
+        splitter: "rules" or "icu", see `corpus.sentences`.
     """
 
     min_sentences: int = 5
@@ -109,6 +110,7 @@ class Filters:
     max_sentences: int = 64
     script_share: float = 0.5
     caps: Mapping[str, int] = field(default_factory=lambda: dict(BOT_WIKIS))
+    splitter: str = "rules"
 
 
 def build_documents(
@@ -132,6 +134,10 @@ def build_documents(
         InputError: a language has no dump, or no item occurs in two of the languages.
         ShareDone: the share of step `only` is done.
     """
+    try:
+        version = splitter_version(filters.splitter)
+    except ValueError as error:
+        raise InputError(f"--splitter: {error}") from None
     dumps = find_dumps(dumps_folder)
     wikis = _wikis_of(dumps, languages, dumps_folder)
     contents = [(language, path) for language, wiki in wikis.items() for path in dumps.wikis[wiki]]
@@ -143,7 +149,7 @@ def build_documents(
         "languages": list(wikis),
         "filters": asdict(filters),
         "dumps": file_facts(files),
-        "splitter": SPLITTER_VERSION,
+        "splitter": version,
     }
     with Build(out, settings, workers, only, share) as build:
         if build.complete:
@@ -241,6 +247,7 @@ def _extract(
     counts: Counter = Counter()
     problems: list[str] = []
     dealer = Dealer(folder, buckets)
+    split_sentences = sentence_splitter(filters.splitter)
     rows, signatures = [], []
     for page in read_pages(path, problems):
         counts["pages"] += 1

@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from hmde_dist.command import InputError, output_file
@@ -97,17 +98,18 @@ def restore(engine, folder: Path, recipe: Recipe, identity: dict, world: World) 
     return state
 
 
-def identity_of(recipe: Recipe, index: ShardIndex) -> dict:
+def identity_of(recipe: Recipe, indexes: Sequence[ShardIndex]) -> dict:
     """What must not change between a checkpoint and the run that goes on from it: data, batches, model, precision."""
     settings = recipe.model_dump(mode="json", include={"data", "model", "objective"})
-    for name in ("shards", "validation", "workers"):
+    settings["data"]["weights"] = [source.model_dump(mode="json")["weight"] for source in recipe.data.sources]
+    for name in ("shards", "validation", "workers", "cache", "cache_limit_gib"):
         del settings["data"][name]
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
     return flat | {
         "engine.precision": recipe.engine.precision,
         "run.seed": recipe.run.seed,
         "plan_version": PLAN_VERSION,
-        "index_hash": index.hash,
+        "index_hash": " ".join(index.hash for index in indexes),
     }
 
 

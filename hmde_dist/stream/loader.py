@@ -13,9 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from hmde_dist.command import InputError
 from hmde_dist.stream.batch import PackedBatch, pack
+from hmde_dist.stream.category_negatives import CategoryNegatives
 from hmde_dist.stream.index import ShardIndex
-from hmde_dist.stream.plan import Plan
+from hmde_dist.stream.mixture import Mixture
+from hmde_dist.stream.plan import GlobalBatch
 from hmde_dist.stream.reader import GroupReader
+
+PREFETCHED_BATCHES = 4  # ahead of the one that is made, of remote shards
 
 
 def packing_settings(index: ShardIndex, sentences: int) -> dict[str, int]:
@@ -33,36 +37,71 @@ def packing_settings(index: ShardIndex, sentences: int) -> dict[str, int]:
 class RankBatches(Dataset):
     """`self[step]`: this rank's part of global batch `step`, packed.
 
-    The 2p documents of p pairs come as [first of each pair..., second of each pair...], with `group` [2p], the group
-    number of each, in `extra`.
+    The 2p documents of p pairs come as [first of each pair..., second of each pair...], and with `hard_negatives` 4p:
+    [..., a negative for each first..., for each second...]. `extra` has `group`, the group number of each document.
     """
 
-    def __init__(self, plan: Plan, sentences: int, rank: int, world: int):
-        self.plan, self.rank, self.world = plan, rank, world
-        self.reader = GroupReader(plan.index)
-        self.settings = packing_settings(plan.index, sentences)
+    def __init__(self, mixture: Mixture, rank: int, world: int, hard_negatives: bool = False):
+        self.mixture, self.rank, self.world = mixture, rank, world
+        self.readers = [GroupReader(index) for index in mixture.indexes]
+        self.ahead = PREFETCHED_BATCHES if any(getattr(i, "is_remote", False) for i in mixture.indexes) else 0
+        self.packing = [packing_settings(index, mixture.settings.sentences) for index in mixture.indexes]
+        seed = mixture.settings.seed
+        self.negatives = [CategoryNegatives(i, seed) for i in mixture.indexes] if hard_negatives else None
 
     def __getitem__(self, step: int) -> PackedBatch | InputError:
         """The batch of a step; an `InputError` comes as a value, for torch would wrap it in a worker's traceback."""
         try:
+            for ahead in range(step + 1, step + 1 + self.ahead):
+                batch, _, _ = self.part(ahead)
+                self.readers[batch.source].prefetch(batch.groups)
             return self._batch(step)
         except InputError as error:
             return error
 
-    def _batch(self, step: int) -> PackedBatch:
-        batch = self.plan.batch(step)
-        columns = self.plan.index.columns
+    def part(self, step: int) -> tuple[GlobalBatch, np.ndarray, np.ndarray]:
+        """This rank's pairs of a step, and groups [p, 2] and documents [p, 2] of their explicit negatives, or [0, 2]."""
+        batch = self.mixture.batch(step)
+        columns = self.mixture.indexes[batch.source].columns
         positions = columns["group_documents"][batch.groups].astype(np.int64)[:, None] + batch.documents
         # What is encoded of a document is cut to a number of sentences, and each sentence has two special tokens.
         sentences = columns["document_sentences"][positions].astype(np.int64)
-        kept = np.minimum(sentences, self.settings["sentences"])
+        kept = np.minimum(sentences, self.mixture.settings.sentences)
         tokens = columns["document_tokens"][positions] * (kept / sentences) + 2 * kept
         mine = batch.of_rank(self.rank, self.world, np.ceil(tokens.sum(axis=1)).astype(np.int64))
-        samples = [self.reader[int(group)] for group in mine.groups]
+        nothing = np.empty((0, 2), dtype=np.int64)
+        if not self.negatives:
+            return mine, nothing, nothing
+        groups, documents, _ = self.negatives[batch.source].draw(mine.groups, mine.documents, batch.epoch)
+        return mine, groups, documents
+
+    def _batch(self, step: int) -> PackedBatch:
+        mine, negative_groups, negative_documents = self.part(step)
+        reader, packing = self.readers[mine.source], self.packing[mine.source]
+        samples = [reader[group] for group in mine.groups.tolist()]
         documents = [
-            sample.document(int(mine.documents[row, side])) for side in (0, 1) for row, sample in enumerate(samples)
+            _window(sample.document(document), start, packing["sentences"])
+            for side in (0, 1)
+            for sample, document, start in zip(
+                samples, mine.documents[:, side].tolist(), mine.starts[:, side].tolist(), strict=True
+            )
         ]
-        return pack(documents, **self.settings, extra={"group": np.tile(mine.groups, 2)})
+        documents += [
+            reader[group].document(document)
+            for group, document in zip(
+                negative_groups.T.ravel().tolist(), negative_documents.T.ravel().tolist(), strict=True
+            )
+        ]
+        groups = np.concatenate([np.tile(mine.groups, 2), negative_groups.T.ravel()])
+        return pack(documents, **packing, extra={"group": groups})
+
+
+def _window(document: tuple[np.ndarray, np.ndarray], start: int, sentences: int) -> tuple[np.ndarray, np.ndarray]:
+    """`sentences` sentences of a document (its tokens and the lengths of its sentences) from sentence `start` on."""
+    if not start:
+        return document
+    tokens, lengths = document
+    return tokens[int(lengths[:start].sum()) :], lengths[start : start + sentences]
 
 
 def batches(dataset: RankBatches, start: int, stop: int, workers: int, device: torch.device) -> Iterator[PackedBatch]:

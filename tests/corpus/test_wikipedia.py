@@ -14,7 +14,8 @@ from launch import ROOT, environment
 from wikipedia_dumps import sample_rows, write_cirrus, write_sample, write_sql
 
 from hmde_dist.command import InputError
-from hmde_dist.corpus.documents import SPLITS, read_documents, split_of
+from hmde_dist.corpus.documents import SPLITS, split_of
+from hmde_dist.corpus.readers import read_documents
 from hmde_dist.corpus.steps import ShareDone
 from hmde_dist.corpus.wikipedia import STEPS, Filters, build_documents, describe_plan
 

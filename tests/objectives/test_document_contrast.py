@@ -32,6 +32,22 @@ def test_the_loss_is_the_formula_and_versions_of_one_document_are_no_negatives(g
     assert contrast.negatives == 4
 
 
+def test_explicit_negatives_join_the_candidates_of_their_side():
+    """L1 over [y, h], L2 over [x, g]; a negative that is a version of the anchor's own document does not count."""
+    torch.manual_seed(1)
+    x, y, h, g = torch.randn(4, 3, 8, dtype=torch.float64)
+    groups = torch.tensor([0, 1, 2, 0, 1, 2, 7, 0, 8, 9, 9, 1])
+    loss = 0.0
+    for anchors, partners, hard, hard_groups in ((x, y, h, [7, 0, 8]), (y, x, g, [9, 9, 1])):
+        for i in range(3):
+            candidates = [*partners] + [v for v, group in zip(hard, hard_groups, strict=True) if group != i]
+            scores = 20 * torch.stack([torch.cosine_similarity(anchors[i], c, dim=0) for c in candidates])
+            loss += float(torch.logsumexp(scores, 0) - scores[i]) / 3
+    contrast = document_contrast(torch.cat([x, y, h, g]), groups, torch.tensor([20.0]), hard_negatives=True)
+    assert float(contrast.loss) == pytest.approx(loss, rel=1e-5)
+    assert contrast.negatives == 5
+
+
 def test_accuracy_counts_both_directions():
     x = torch.eye(4)
     y = torch.eye(4)[[1, 0, 2, 3]]
@@ -53,12 +69,14 @@ GATHERED = """
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
-    inputs, groups = torch.randn(2, 12, 6), torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 11])
+    hard = len(sys.argv) > 1
+    inputs, groups = torch.randn(4 if hard else 2, 12, 6), torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 11])
+    groups = torch.cat([groups, groups, (groups + 1) % 9, (groups + 2) % 9][: len(inputs)]).view(-1, 12)
     weight, scale = torch.randn(6, 6), torch.tensor([20.0])
 
-    def gradients(x, y, groups, mean):
+    def gradients(inputs, groups, mean):
         w, s = weight.clone().requires_grad_(), scale.clone().requires_grad_()
-        contrast = document_contrast(torch.cat([x, y]) @ w, groups.repeat(2), s)
+        contrast = document_contrast(inputs.flatten(0, 1) @ w, groups.flatten(), s, hard)
         contrast.loss.backward()
         found = [contrast.loss.detach(), w.grad, s.grad]
         if mean:
@@ -68,9 +86,9 @@ GATHERED = """
         return found
 
     part = slice(rank * 12 // world, (rank + 1) * 12 // world)
-    found = gradients(inputs[0, part], inputs[1, part], groups[part], mean=True)
+    found = gradients(inputs[:, part], groups[:, part], mean=True)
     is_initialized, dist.is_initialized = dist.is_initialized, lambda: False
-    expected = gradients(inputs[0], inputs[1], groups, mean=False)
+    expected = gradients(inputs, groups, mean=False)
     dist.is_initialized = is_initialized
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
@@ -78,9 +96,9 @@ GATHERED = """
 """
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_gathered_loss_weight_and_scale_gradients_equal_one_process_with_the_whole_batch(world, tmp_path):
+@pytest.mark.parametrize(("world", "arguments"), [(2, ()), (4, ()), (2, ("hard",))])
+def test_gathered_loss_weight_and_scale_gradients_equal_one_process_with_the_whole_batch(world, arguments, tmp_path):
     script = tmp_path / "gathered.py"
     script.write_text(textwrap.dedent(GATHERED), encoding="utf-8")
-    job = finish(start(torchrun(world, script), environment()))
+    job = finish(start(torchrun(world, script, *arguments), environment()))
     assert job.code == 0, job.output

@@ -2,31 +2,36 @@ import re
 import shutil
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hmde_dist.command import InputError
 from hmde_dist.stream.batch import PackedBatch
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.loader import RankBatches, batches, packing_settings
-from hmde_dist.stream.plan import Plan
+from hmde_dist.stream.mixture import Mixture, Source
+from hmde_dist.stream.plan import PlanSettings
 from hmde_dist.stream.reader import GroupReader
 
 PAIRS, SENTENCES, STEPS = 8, 6, 9  # of 4 steps an epoch
 CPU = torch.device("cpu")
 
 
-def open_plan(folder) -> Plan:
-    return Plan(ShardIndex.open(folder), PAIRS, 0.5, 2, 0.3, seed=3)
+def open_plan(folder, window="first") -> Mixture:
+    settings = PlanSettings(PAIRS, 0.5, 2, 0.3, SENTENCES, window, seed=3)
+    return Mixture([Source(ShardIndex.open(folder))], settings)
 
 
 @pytest.fixture(scope="module")
-def plan(shards) -> Plan:
+def plan(shards) -> Mixture:
     return open_plan(shards("wds"))
 
 
-def load(plan, rank=0, world=1, start=0, stop=STEPS, workers=0) -> list[PackedBatch]:
-    return list(batches(RankBatches(plan, SENTENCES, rank, world), start, stop, workers, CPU))
+def load(plan, rank=0, world=1, start=0, stop=STEPS, workers=0, negatives=False) -> list[PackedBatch]:
+    return list(batches(RankBatches(plan, rank, world, negatives), start, stop, workers, CPU))
 
 
 def assert_same(one: list[PackedBatch], other: list[PackedBatch]) -> None:
@@ -60,7 +65,7 @@ def documents_of(batch: PackedBatch) -> list[tuple]:
 
 
 def test_batches_hold_the_documents_of_the_plan(plan):
-    settings, reader = packing_settings(plan.index, SENTENCES), GroupReader(plan.index)
+    settings, reader = packing_settings(plan.indexes[0], SENTENCES), GroupReader(plan.indexes[0])
     for step, batch in enumerate(load(plan)):
         planned = plan.batch(step)
         expected = []
@@ -126,3 +131,66 @@ def test_damaged_shard_is_one_clear_line_from_workers_too(shards, tmp_path, work
         load(open_plan(index.folder), workers=workers)
     assert re.match(r"\S+\.tar: sample \d+ is damaged \(", str(refused.value))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_window_begins_where_the_plan_says(shards, workers):
+    mixture = open_plan(shards("mds"), "random")
+    reader = GroupReader(mixture.indexes[0])
+    moved = 0
+    for step, batch in enumerate(load(mixture, workers=workers)):
+        planned, expected = mixture.batch(step), []
+        for side in (0, 1):
+            for group, document, start in zip(
+                planned.groups.tolist(), planned.documents[:, side], planned.starts[:, side], strict=True
+            ):
+                tokens, lengths = reader[group].document(int(document))
+                pieces = np.split(tokens, np.cumsum(lengths)[:-1])[start : start + SENTENCES]
+                expected.append((group, tuple(tuple(piece.tolist()) for piece in pieces)))
+                moved += start > 0
+        assert [(group, tuple(s[1:-1] for s in sentences)) for group, sentences in documents_of(batch)] == expected
+    assert moved > 10
+
+
+def test_explicit_negatives_follow_the_pairs_in_the_language_of_their_side(plan):
+    index, reader = plan.indexes[0], GroupReader(plan.indexes[0])
+    for rank in range(2):
+        for step, batch in enumerate(load(plan, rank, 2, negatives=True)):
+            pairs, documents = PAIRS // 2, documents_of(batch)
+            assert len(documents) == 4 * pairs
+            mine = RankBatches(plan, rank, 2).part(step)[0]
+            for side in (0, 1):
+                for row in range(pairs):
+                    group, sentences = documents[(2 + side) * pairs + row]
+                    language = reader[int(mine.groups[row])].languages[int(mine.documents[row, side])]
+                    sample = reader[group]
+                    tokens, _ = sample.document(sample.languages.index(language))
+                    assert group != mine.groups[row] and sentences[0][1] == tokens[0]
+                    of = [set(index.columns["category"][slice(*index.columns["group_categories"][g : g + 2])]) for g in (group, mine.groups[row])]  # fmt: skip
+                    assert of[0] & of[1]
+
+
+@given(
+    st.sampled_from([1, 2, 3, 4, 6, 8]),
+    st.integers(0, 2),
+    st.integers(0, 40),
+    st.integers(1, 3),
+    st.sampled_from(["first", "random"]),
+)
+@settings(max_examples=200)
+def test_any_shape_finds_the_same_global_batches(shards, world, workers, start, sources, window):
+    """Ranks, workers, the step at which one begins, and the number of sources mixed."""
+    folders = [shards("mds"), shards("wds"), shards("mds")][:sources]
+    kind = PlanSettings(24, 0.5, 2, 0.3, SENTENCES, window, seed=3)
+
+    def mixture():
+        return Mixture([Source(ShardIndex.open(f), ((0, 1.0), (30, n + 1.0))) for n, f in enumerate(folders)], kind)
+
+    whole, parts = mixture(), [[] for _ in range(2)]
+    for rank in range(world):
+        # One rank's loader has workers; forking them for each rank would show nothing more.
+        loaded = load(mixture(), rank, world, start, start + 2, workers if rank == 0 else 0)
+        for part, batch in zip(parts, loaded, strict=True):
+            part += documents_of(batch)
+    for step, part in enumerate(parts):
+        assert sorted(part) == sorted(documents_of(RankBatches(whole, 0, 1)[start + step]))

@@ -1,15 +1,17 @@
 import hashlib
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from launch import PROGRAMS, environment, finish, start
 
 from hmde_dist.command import InputError
 from hmde_dist.corpus.shards import NO_CLUSTER
 from hmde_dist.stream.index import ShardIndex
-from hmde_dist.stream.plan import PLAN_VERSION, GlobalBatch, Plan
+from hmde_dist.stream.plan import PLAN_VERSION, GlobalBatch, Plan, PlanSettings
 
 
 def make_index(languages_of_groups, clusters, languages: int = 4) -> ShardIndex:
@@ -19,8 +21,10 @@ def make_index(languages_of_groups, clusters, languages: int = 4) -> ShardIndex:
         "group_cluster": np.array(clusters, dtype=np.uint32),
         "group_documents": np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32),
         "document_language": np.array([n for group in languages_of_groups for n in group], dtype=np.uint16),
+        "document_sentences": np.arange(1, sum(counts) + 1, dtype=np.uint32) % 30 + 1,
     }
     manifest = {"groups": len(counts), "languages": [f"l{number}" for number in range(languages)]}
+    manifest |= {"columns": [], "shards": []}
     return ShardIndex(Path("shards"), manifest, columns)
 
 
@@ -31,7 +35,19 @@ def even_index(groups: int, clusters: int, size: int) -> ShardIndex:
     return make_index([range(4)] * groups, np.random.default_rng(0).permutation(numbers))
 
 
-SETTINGS = {"pairs": 16, "neighbours": 0.5, "neighbour_group": 4, "temperature": 0.3, "seed": 0}
+SETTINGS = {
+    "pairs": 16,
+    "neighbours": 0.5,
+    "neighbour_group": 4,
+    "temperature": 0.3,
+    "sentences": 8,
+    "window": "random",
+    "seed": 0,
+}
+
+
+def plan_of(index: ShardIndex, **changes) -> Plan:
+    return Plan(index, PlanSettings(**SETTINGS | changes))
 
 
 ANY_PAIRS = st.integers(1, 12)
@@ -51,7 +67,7 @@ def plans(draw, pairs=ANY_PAIRS):
         "temperature": draw(st.floats(0, 1)),
         "seed": draw(st.integers(0, 2**32)),
     }
-    return (lambda: Plan(index, **settings)), index
+    return (lambda: plan_of(index, **settings)), index
 
 
 def epoch_of(plan: Plan, epoch: int) -> np.ndarray:
@@ -65,9 +81,9 @@ def test_a_group_occurs_at_most_once_an_epoch(case, epoch):
     plan = make()
     versions = np.diff(index.columns["group_documents"])
     usable = np.flatnonzero(versions > 1)
-    assert plan.batches_per_epoch == len(usable) // plan.pairs
+    assert plan.batches_per_epoch == len(usable) // plan.settings.pairs
     groups = epoch_of(plan, epoch).ravel()
-    assert len(groups) == len(set(groups.tolist())) == plan.batches_per_epoch * plan.pairs
+    assert len(groups) == len(set(groups.tolist())) == plan.batches_per_epoch * plan.settings.pairs
     assert set(groups.tolist()) <= set(usable.tolist())
 
 
@@ -80,6 +96,7 @@ def test_a_batch_does_not_depend_on_what_was_asked_before(case, before, step):
     fresh, again = make().batch(step), used.batch(step)
     assert np.array_equal(fresh.groups, again.groups)
     assert np.array_equal(fresh.documents, again.documents)
+    assert np.array_equal(fresh.starts, again.starts)
 
 
 @given(plans(), st.integers(0, 60))
@@ -108,14 +125,14 @@ def test_ranks_share_a_batch_without_rest(case, step, seed):
 
 
 def test_one_rank_has_the_batch_as_it_is():
-    batch = Plan(even_index(64, 8, 4), **SETTINGS).batch(1)
+    batch = plan_of(even_index(64, 8, 4)).batch(1)
     assert np.array_equal(batch.of_rank(0, 1, np.arange(16)).groups, batch.groups)
 
 
 @pytest.mark.parametrize("world", [2, 4, 8, 16])
 def test_ranks_get_about_the_same_tokens(world):
     """On log-normal lengths; what no dealing can beat is the mean, or the one longest pair."""
-    batch = GlobalBatch(np.arange(256), np.zeros((256, 2), dtype=np.int64))
+    batch = GlobalBatch(0, 0, np.arange(256), *np.zeros((2, 256, 2), dtype=np.int64))
     for seed in range(20):
         tokens = np.random.default_rng(seed).lognormal(6, 1, size=256).astype(np.int64)
         loads = [tokens[batch.of_rank(rank, world, tokens).groups].sum() for rank in range(world)]
@@ -124,20 +141,20 @@ def test_ranks_get_about_the_same_tokens(world):
 
 def test_epochs_and_seeds_differ():
     index = even_index(64, 8, 4)
-    plan, other = Plan(index, **SETTINGS), Plan(index, **SETTINGS | {"seed": 1})
+    plan, other = plan_of(index), plan_of(index, **{"seed": 1})
     first = epoch_of(plan, 0)
     assert not np.array_equal(first, epoch_of(plan, 1))
     assert not np.array_equal(first, epoch_of(other, 0))
 
 
 def test_pairs_of_a_group_are_drawn_anew_each_epoch():
-    plan = Plan(even_index(16, 0, 1), **SETTINGS)
+    plan = plan_of(even_index(16, 0, 1))
     drawn = [dict(zip(plan.batch(e).groups.tolist(), plan.batch(e).documents.tolist(), strict=True)) for e in range(8)]
     assert all(len({tuple(epoch[group]) for epoch in drawn}) > 1 for group in range(16))
 
 
 def test_groups_left_over_in_one_epoch_come_in_others():
-    plan = Plan(even_index(31, 4, 4), **SETTINGS)
+    plan = plan_of(even_index(31, 4, 4))
     assert plan.batches_per_epoch == 1
     assert set(np.concatenate([plan.batch(epoch).groups for epoch in range(16)]).tolist()) == set(range(31))
 
@@ -157,28 +174,30 @@ def whole_clusters(index: ShardIndex, batch: np.ndarray) -> int:
 )
 def test_promised_share_of_neighbours_is_met(share, pairs, size, expected):
     index = even_index(480, 120, size)
-    plan = Plan(index, **SETTINGS | {"pairs": pairs, "neighbours": share, "neighbour_group": size})
+    plan = plan_of(index, **{"pairs": pairs, "neighbours": share, "neighbour_group": size})
     assert {whole_clusters(index, batch) for batch in epoch_of(plan, 0)} == {expected}
 
 
 @given(st.floats(0, 1), st.integers(1, 64), st.integers(2, 8))
 def test_share_is_met_as_nearly_as_whole_runs_allow(share, pairs, size):
     assume(size <= pairs)  # the recipe refuses the rest
-    plan = Plan(even_index(64, 0, 1), **SETTINGS | {"pairs": pairs, "neighbours": share, "neighbour_group": size})
+    plan = plan_of(even_index(64, 0, 1), **{"pairs": pairs, "neighbours": share, "neighbour_group": size})
     possible = range(size if share else 0, pairs + 1, size)  # a share above zero is at least one run
-    assert plan.neighbour_pairs in possible
-    assert abs(plan.neighbour_pairs - share * pairs) == pytest.approx(min(abs(n - share * pairs) for n in possible))
+    assert plan.settings.neighbour_pairs in possible
+    assert abs(plan.settings.neighbour_pairs - share * pairs) == pytest.approx(
+        min(abs(n - share * pairs) for n in possible)
+    )
 
 
 def test_few_neighbours_are_spread_evenly():
     index = even_index(320, 13, 4)
-    counts = [whole_clusters(index, batch) for batch in epoch_of(Plan(index, **SETTINGS), 0)]
+    counts = [whole_clusters(index, batch) for batch in epoch_of(plan_of(index), 0)]
     assert sorted(counts) == [0] * 7 + [1] * 13
 
 
 def test_neighbours_change_every_epoch():
     index = make_index([range(4)] * 64, [1] * 64)
-    plan = Plan(index, **SETTINGS | {"neighbours": 1.0})
+    plan = plan_of(index, **{"neighbours": 1.0})
     met = [{frozenset(run.tolist()) for run in epoch_of(plan, epoch).reshape(-1, 4)} for epoch in range(3)]
     assert not met[0] & met[1] & met[2]
 
@@ -186,8 +205,8 @@ def test_neighbours_change_every_epoch():
 def test_groups_without_category_are_nobodys_neighbours():
     index = make_index([range(4)] * 64, [NO_CLUSTER] * 64)
     assert np.array_equal(
-        epoch_of(Plan(index, **SETTINGS), 0),
-        epoch_of(Plan(make_index([range(4)] * 64, range(1, 65)), **SETTINGS), 0),
+        epoch_of(plan_of(index), 0),
+        epoch_of(plan_of(make_index([range(4)] * 64, range(1, 65))), 0),
     )
 
 
@@ -196,7 +215,7 @@ def test_temperature_favours_rare_languages():
     index = make_index([[0, 1, 2]] * 40 + [[0, 1]] * 360, [NO_CLUSTER] * 400)
 
     def share_of_rare(temperature):
-        plan = Plan(index, **SETTINGS | {"pairs": 400, "temperature": temperature})
+        plan = plan_of(index, **{"pairs": 400, "temperature": temperature})
         batches = [plan.batch(epoch) for epoch in range(8)]
         return np.mean([(batch.documents[batch.groups < 40] == 2).any(axis=1).mean() for batch in batches])
 
@@ -209,21 +228,68 @@ def test_temperature_favours_rare_languages():
 def test_too_few_groups_say_how_many_there_are():
     index = make_index([[0, 1]] * 5 + [[0]] * 20, [NO_CLUSTER] * 25)
     with pytest.raises(InputError, match=r"5 groups in two or more languages.*set data\.pairs_per_batch to 5 or less"):
-        Plan(index, **SETTINGS)
-    assert Plan(index, **SETTINGS | {"pairs": 5}).batches_per_epoch == 1
+        plan_of(index)
+    assert plan_of(index, **{"pairs": 5}).batches_per_epoch == 1
 
 
 def test_no_pair_at_all_is_not_answered_with_a_batch_of_none():
     with pytest.raises(InputError, match="two or more languages") as refused:
-        Plan(make_index([[0]] * 20, [NO_CLUSTER] * 20), **SETTINGS)
+        plan_of(make_index([[0]] * 20, [NO_CLUSTER] * 20))
     assert "to 0 or less" not in str(refused.value)
+
+
+def test_a_window_lies_inside_its_document_and_moves():
+    index = make_index([range(4)] * 64, [NO_CLUSTER] * 64)
+    sentences = index.columns["document_sentences"].reshape(64, 4).astype(int)
+    seen: dict[tuple, set] = {}
+    plan = plan_of(index)
+    for epoch in range(12):
+        for step in range(4):
+            batch = plan.batch(4 * epoch + step)
+            longest = np.maximum(sentences[batch.groups[:, None], batch.documents] - 8, 0)
+            assert (batch.starts >= 0).all() and (batch.starts <= longest).all()
+            for group, documents, starts in zip(batch.groups, batch.documents, batch.starts, strict=True):
+                seen.setdefault((group, documents[0]), set()).add(int(starts[0]))
+    assert sum(len(starts) > 1 for starts in seen.values()) > 20
+    assert not plan_of(index, window="first").batch(0).starts.any()
+
+
+def test_twenty_million_groups_plan_in_memory_that_a_node_has_to_spare(tmp_path):
+    """The whole process, the columns of its index included, stays within 1 GiB; at any batch alike."""
+    script = tmp_path / "large.py"
+    script.write_text(textwrap.dedent(LARGE), encoding="utf-8")
+    job = finish(start([PROGRAMS / "python", script], environment(), tmp_path))
+    assert job.code == 0, job.output
+    assert int(job.output.split()[-1]) <= 1024
+
+
+LARGE = """
+    import resource
+    from pathlib import Path
+    import numpy as np
+    from hmde_dist.stream.index import ShardIndex
+    from hmde_dist.stream.plan import Plan, PlanSettings
+
+    groups = 20_000_000
+    draw = np.random.default_rng(0)
+    columns = {
+        "group_cluster": np.minimum(draw.zipf(1.3, groups // 100), 400_000).astype(np.uint32).repeat(100),
+        "group_documents": np.arange(groups + 1, dtype=np.uint32) * 2,
+        "document_language": np.tile(np.array([0, 1], dtype=np.uint16), groups),
+    }
+    index = ShardIndex(Path("shards"), {"groups": groups, "languages": ["a", "b"]}, columns)
+    plan = Plan(index, PlanSettings(16384, 0.5, 4, 0.3, 32, "first", 0))
+    for step in (plan.batches_per_epoch - 1, 0):
+        assert len(set(plan.batch(step).groups.tolist())) == 16384
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
 
 
 def test_plan_never_changes():
     """A run that is resumed with newer code or numpy must meet the same pairs: else raise PLAN_VERSION."""
-    plan = Plan(even_index(100, 10, 5), **SETTINGS | {"seed": 7})
+    plan = plan_of(even_index(100, 10, 5), **{"seed": 7})
     digest = hashlib.sha256()
     for step in range(2 * plan.batches_per_epoch):
         batch = plan.batch(step)
-        digest.update(np.column_stack([batch.groups, batch.documents]).astype("<i8").tobytes())
-    assert (PLAN_VERSION, digest.hexdigest()[:16]) == (1, "52aa2cd5efc61396")
+        digest.update(np.column_stack([batch.groups, batch.documents, batch.starts]).astype("<i8").tobytes())
+    assert (PLAN_VERSION, digest.hexdigest()[:16]) == (2, "33a92c5bb6478350")
