@@ -407,6 +407,7 @@ def _finish(
     shutil.copytree(tokenizer, folder / "tokenizer")
     manifest |= {
         "tokenizer": _fingerprint(folder / "tokenizer" / "tokenizer.json"),
+        "tokenizer_files": [_fingerprint(path) for path in sorted((folder / "tokenizer").iterdir()) if path.is_file()],
         "columns": [_fingerprint(folder / "columns" / f"{name}.npy") for name in COLUMNS],
     }
     if manifest["container"] == "mds":

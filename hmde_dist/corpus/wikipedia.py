@@ -54,8 +54,8 @@ STEPS = {
 FILTERS = ("namespace", "redirect", "no_item", "disambiguation", "list", "stub", "wrong_script", *REASONS)
 SMALLEST_CATEGORY, LARGEST_CATEGORY = 2, 2000  # groups; a category of more says little
 PARENT_STEPS = 2
-# Bytes a second of one process and share of text, measured by tools/bench_corpus.py: see docs/benchmarks.md.
-CONTENT_RATE, SQL_RATE, TEXT_SHARE = 1.0e6, 5.0e6, 1.0
+# Bytes of dumps a second of one process, and bytes of work for each, by tools/bench_corpus.py: see docs/benchmarks.md.
+CONTENT_RATE, SQL_RATE, TEXT_SHARE = 3.4e6, 6.0e6, 0.6
 
 # The script most letters of a page must have, by language; other languages are not checked.
 _SCRIPTS = {
@@ -162,7 +162,7 @@ def build_documents(
         facts = {code: build.folder("facts", number) / "facts.sqlite" for number, code in enumerate(wikis)}
         build.run("graph", write_graph, [(facts,)])
         graph = build.folder("graph", 0) / "graph.sqlite"
-        # Compressed dumps grow five times, and a seventh of that is text.
+        # Compressed dumps grow five times, a seventh of that is text, and one part in five comes to nothing.
         buckets = buckets_for(sum(path.stat().st_size for _, path in contents))
         extracted = build.run("extract", _extract, [(path, code, facts, buckets, filters) for code, path in contents])
         parts = {code: [] for code in wikis}
