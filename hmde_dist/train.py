@@ -187,8 +187,6 @@ def next_batch(stream: Iterator[PackedBatch], world: topology.World) -> PackedBa
 
 def open_shards(recipe: Recipe, source: str) -> ShardIndex:
     limit = recipe.data.cache_limit_gib
-    if "://" not in source:
-        return ShardIndex.open(source)
     return ShardIndex.open(source, recipe.data.cache, int(limit * 2**30) if limit else None)
 
 

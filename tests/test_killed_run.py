@@ -34,7 +34,7 @@ KILLED = """
     draw, kills = random.Random(11), 0
     while kills < 20:
         child = fork(sys.argv[3])
-        time.sleep(draw.uniform(0.05, 0.14) * seconds)
+        time.sleep(draw.uniform(0.04, 0.1) * seconds)
         if os.waitpid(child, os.WNOHANG) != (0, 0):
             break
         os.killpg(child, signal.SIGKILL)

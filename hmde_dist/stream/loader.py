@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from hmde_dist.command import InputError
 from hmde_dist.stream.batch import PackedBatch, pack
@@ -19,7 +19,7 @@ from hmde_dist.stream.mixture import Mixture
 from hmde_dist.stream.plan import GlobalBatch
 from hmde_dist.stream.reader import GroupReader
 
-PREFETCHED_BATCHES = 4  # ahead of the one that is made, of remote shards
+PREFETCHED_BATCHES = 4  # of each process, ahead of the one it makes, of remote shards
 
 
 def packing_settings(index: ShardIndex, sentences: int) -> dict[str, int]:
@@ -44,7 +44,8 @@ class RankBatches(Dataset):
     def __init__(self, mixture: Mixture, rank: int, world: int, hard_negatives: bool = False):
         self.mixture, self.rank, self.world = mixture, rank, world
         self.readers = [GroupReader(index) for index in mixture.indexes]
-        self.ahead = PREFETCHED_BATCHES if any(getattr(i, "is_remote", False) for i in mixture.indexes) else 0
+        self.remote = any(index.store is not None and index.store.url for index in mixture.indexes)
+        self._prefetched = -1  # the last step whose shards this process has asked for
         self.packing = [packing_settings(index, mixture.settings.sentences) for index in mixture.indexes]
         seed = mixture.settings.seed
         self.negatives = [CategoryNegatives(i, seed) for i in mixture.indexes] if hard_negatives else None
@@ -52,12 +53,21 @@ class RankBatches(Dataset):
     def __getitem__(self, step: int) -> PackedBatch | InputError:
         """The batch of a step; an `InputError` comes as a value, for torch would wrap it in a worker's traceback."""
         try:
-            for ahead in range(step + 1, step + 1 + self.ahead):
-                batch, _, _ = self.part(ahead)
-                self.readers[batch.source].prefetch(batch.groups)
+            self._prefetch(step)
             return self._batch(step)
         except InputError as error:
             return error
+
+    def _prefetch(self, step: int) -> None:
+        """Begin to download what this process's next batches need."""
+        if self.remote:
+            worker = get_worker_info()
+            each = worker.num_workers if worker else 1
+            for ahead in range(step + each, step + each * PREFETCHED_BATCHES + 1, each):
+                if ahead > self._prefetched:
+                    mine, negatives, _ = self.part(ahead)
+                    self.readers[mine.source].prefetch(np.concatenate([mine.groups, negatives.ravel()]))
+                    self._prefetched = ahead
 
     def part(self, step: int) -> tuple[GlobalBatch, np.ndarray, np.ndarray]:
         """This rank's pairs of a step, and groups [p, 2] and documents [p, 2] of their explicit negatives, or [0, 2]."""
