@@ -16,8 +16,11 @@ from wikipedia_dumps import sample_rows, write_cirrus, write_sample, write_sql
 from hmde_dist.command import InputError
 from hmde_dist.corpus.documents import SPLITS, split_of
 from hmde_dist.corpus.readers import read_documents
+from hmde_dist.corpus.shard_build import build_shards
 from hmde_dist.corpus.steps import ShareDone
 from hmde_dist.corpus.wikipedia import STEPS, Filters, build_documents, describe_plan
+from hmde_dist.stream.index import ShardIndex
+from hmde_dist.stream.reader import GroupReader
 
 LANGUAGES = ("en", "de", "ja")
 EVERYTHING = Filters(min_sentences=1, min_characters=1)
@@ -57,7 +60,8 @@ def test_the_sample_gives_the_same_bytes_on_one_and_three_processes(layout, sche
     for name in names:
         assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out3" / name).read_bytes()
     found = documents(tmp_path / "out1")
-    assert len(found) == 11 and len({d.id for d in found}) == 4
+    groups = {item: sorted(d.lang for d in found if d.id == item) for item in {d.id for d in found}}
+    assert groups == {"Q6607": ["de", "ja"]} | {item: ["de", "en", "ja"] for item in ("Q405", "Q5994", "Q11442")}
     assert all(d.sentences and not d.text for d in found)
     report = json.loads((tmp_path / "out1" / "report.json").read_text())
     counts = Counter()
@@ -165,7 +169,7 @@ def both(folder, pages):
 
 
 @pytest.mark.parametrize("schema", ["old", "transitional", "new"])
-def test_categories_are_neutral_then_parents_then_topics(schema, tmp_path):
+def test_categories_are_neutral_then_parents_then_topics(schema, tokenizer, tmp_path):
     dumps = tmp_path / "dumps"
     tag = [
         "classification.prediction.articletopic/STEM.Space|900",
@@ -208,6 +212,17 @@ def test_categories_are_neutral_then_parents_then_topics(schema, tmp_path):
         "Q7": ("STEM.Space",),
         "Q8": (),
     }
+    # The same clusters arrive in the shards, on one process and on four.
+    paths = [path for split in SPLITS if gzip.open(path := tmp_path / "out" / f"{split}.jsonl.gz").read(1)]
+    for workers in (1, 4):
+        manifest = build_shards(paths, tokenizer, 24, tmp_path / f"shards{workers}", "wds", workers)
+    assert contents(tmp_path / "shards1") == contents(tmp_path / "shards4")
+    reader = GroupReader(index := ShardIndex.open(tmp_path / "shards1"))
+    samples = [reader[group] for group in range(index.groups)]
+    assert {sample.id: sample.languages for sample in samples} == {f"Q{n}": ["de", "en"] for n in range(1, 9)}
+    clusters = [manifest["clusters"][number] for number in index.columns["group_cluster"]]
+    expected = ["Q100", "Q100", "en:Animals", "Q102", "Q102", "STEM.Space", "STEM.Space", ""]
+    assert {s.id: c for s, c in zip(samples, clusters, strict=True)} == {f"Q{n + 1}": c for n, c in enumerate(expected)}
     with gzip.open(tmp_path / "out" / "train.jsonl.gz", "rt", encoding="utf-8") as file:
         topics = {record["id"]: record.get("topic") for record in map(json.loads, file)}
     assert {item: topics[item] for item in topics if item in ("Q6", "Q7", "Q8")} == {
