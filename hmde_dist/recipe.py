@@ -127,6 +127,11 @@ class EngineSection(Section):
     zero3_persistence: Annotated[int, Field(ge=0)] = Field(
         100_000, description="ZeRO-3 keeps parameters of fewer elements whole on every rank"
     )
+    chunk_tokens: Count | None = Field(
+        None,
+        description="tokens that a rank encodes at once, about; a larger batch is encoded in chunks, twice, with the same "
+        "gradients (gradient cache); none = all at once",
+    )
     timeout_minutes: Count = Field(30, description="a collective that takes longer ends the run")
 
 

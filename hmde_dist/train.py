@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 # `deepspeed hmde_dist/train.py` puts the package's own folder first on the path: its modules must not be importable bare.
@@ -27,12 +28,12 @@ except ModuleNotFoundError:
     )
 
 import numpy as np
-import torch
 
 from hmde_dist import topology
 from hmde_dist.corpus.tokenizer import load_tokenizer
 from hmde_dist.engine import checkpoint
-from hmde_dist.engine.deepspeed_engine import TrainedModule, set_learning_rate, start_engine, update
+from hmde_dist.engine.deepspeed_engine import TrainedModule, apply_update, set_learning_rate, start_engine
+from hmde_dist.engine.gradient_cache import forward_backward
 from hmde_dist.engine.journal import Journal
 from hmde_dist.engine.meter import Meter, model_flops
 from hmde_dist.engine.schedule import learning_rate
@@ -42,9 +43,8 @@ from hmde_dist.model.export import build_model, save_description, save_model
 from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.objectives.document_contrast import document_contrast
 from hmde_dist.recipe import Recipe, dump_recipe, load_recipe
-from hmde_dist.stream.batch import PackedBatch
 from hmde_dist.stream.index import ShardIndex
-from hmde_dist.stream.loader import RankBatches, batches
+from hmde_dist.stream.loader import RankBatch, RankBatches, batches
 from hmde_dist.stream.mixture import LanguagePairs, Mixture, Source
 from hmde_dist.stream.plan import PlanSettings
 
@@ -101,7 +101,11 @@ def train(recipe: Recipe, world: topology.World) -> int:
         save_description(encoder, index, run.folder / "model")
     meter = Meter(world.device)
     stream = batches(
-        RankBatches(mixture, world.rank, world.size, hard), state["step"], run.steps, data.workers, world.device
+        RankBatches(mixture, world.rank, world.size, hard, recipe.engine.chunk_tokens),
+        state["step"],
+        run.steps,
+        data.workers,
+        world.device,
     )
 
     def save() -> None:
@@ -116,13 +120,16 @@ def train(recipe: Recipe, world: topology.World) -> int:
         batch = next_batch(stream, world)
         meter.waiting(time.perf_counter() - waiting_since)
 
-        # Dropout depends on (seed, step, rank) alone, so random state needs no saving.
-        torch.manual_seed(dropout_seed(run.seed, state["step"], world.rank))
         rate = learning_rate(recipe.optimizer, state["step"], run.steps)
         set_learning_rate(engine, rate)
-        documents, scale = engine(batch)
-        contrast = document_contrast(documents, batch.extra["group"], scale, hard)
-        grad_norm = update(engine, contrast.loss)
+        contrast, scale = forward_backward(
+            engine,
+            batch,
+            objective=partial(document_contrast, groups=batch.groups, hard_negatives=hard),
+            # Dropout depends on (seed, step, rank, chunk) alone, so random state needs no saving.
+            seed=partial(dropout_seed, run.seed, state["step"], world.rank),
+        )
+        grad_norm = apply_update(engine)
         if not 0 <= grad_norm < math.inf:
             # The norm is the same on all ranks, so all end here; the last checkpoint is from before.
             raise FloatingPointError(
@@ -131,7 +138,7 @@ def train(recipe: Recipe, world: topology.World) -> int:
             )
 
         state["step"] += 1
-        state["documents"] += len(batch.sentence_counts) * world.size
+        state["documents"] += len(batch.groups) * world.size
         state["tokens"] += int(world.total(batch.tokens))
         meter.count(batch, model_flops(encoder, batch))
         step = state["step"]
@@ -144,7 +151,7 @@ def train(recipe: Recipe, world: topology.World) -> int:
                     "loss": loss,
                     "accuracy": accuracy,
                     "learning_rate": rate,
-                    "scale": float(scale.detach()),
+                    "scale": float(scale),
                     "grad_norm": grad_norm,
                     "negatives_per_anchor": contrast.negatives,
                     **meter.read(world.total),
@@ -173,7 +180,7 @@ def train(recipe: Recipe, world: topology.World) -> int:
     return DONE
 
 
-def next_batch(stream: Iterator[PackedBatch], world: topology.World) -> PackedBatch:
+def next_batch(stream: Iterator[RankBatch], world: topology.World) -> RankBatch:
     """The next batch; where one rank cannot read its own, all ranks raise what that rank has to say."""
     batch, problem = None, ""
     try:
@@ -270,8 +277,8 @@ def print_plan(recipe: Recipe) -> None:
     print(f"worlds      {', '.join(str(n) for n in range(1, pairs + 1) if pairs % n == 0)} ranks")
 
 
-def dropout_seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+def dropout_seed(seed: int, step: int, rank: int, chunk: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank, chunk]).generate_state(1, np.uint64)[0])
 
 
 def catch_signals():

@@ -92,9 +92,8 @@ def set_learning_rate(engine, rate: float) -> None:
         group["lr"] = rate
 
 
-def update(engine, loss: torch.Tensor) -> float:
-    """Backward, reduce, clip, step; returns the global gradient norm before clipping."""
-    engine.backward(loss)
+def apply_update(engine) -> float:
+    """Clip and step with the gradients that were reduced; returns their global norm before clipping."""
     norm = None
     if engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled():
         # The one case in which DeepSpeed does not keep the norm; gradients are whole and reduced here.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from hmde_dist.model.modeling_hmde import HMDEModel
-from hmde_dist.stream.batch import PackedBatch
+from hmde_dist.stream.loader import RankBatch
 
 # Dense bf16 FLOP/s from the vendors' data sheets (without sparsity).
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
@@ -24,14 +24,14 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
 
 
-def model_flops(model: HMDEModel, batch: PackedBatch) -> float:
+def model_flops(model: HMDEModel, batch: RankBatch) -> float:
     """FLOPs of one training step on the real tokens of `batch`: 6 per weight and token (Kaplan et al. 2020, 2001.08361).
 
     Embedding tables are looked up, not multiplied, and do not count; attention scores are left out (sentences are short).
     """
     lower = _matrix_weights(model.lower)
     upper = _matrix_weights(model.upper)
-    return 6.0 * (lower * batch.tokens + upper * len(batch.upper_rows))
+    return 6.0 * (lower * batch.tokens + upper * sum(len(chunk.upper_rows) for chunk in batch.chunks))
 
 
 def _matrix_weights(module: torch.nn.Module) -> int:
@@ -50,8 +50,8 @@ class Meter:
 
     def _reset(self) -> None:
         self.began = time.perf_counter()
-        self.waited = self.flops = 0.0
-        self.documents = self.tokens = self.slots = 0
+        self.waited = self.flops = self.imbalance = 0.0
+        self.documents = self.tokens = self.slots = self.steps = 0
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -64,11 +64,13 @@ class Meter:
         """Time this step spent waiting for its batch."""
         self.waited += seconds
 
-    def count(self, batch: PackedBatch, flops: float) -> None:
-        self.documents += len(batch.sentence_counts)
+    def count(self, batch: RankBatch, flops: float) -> None:
+        self.documents += len(batch.groups)
         self.tokens += batch.tokens
         self.slots += batch.slots
         self.flops += flops
+        self.imbalance += batch.imbalance
+        self.steps += 1
 
     def read(self, total) -> dict[str, float]:
         """Rates of all ranks together since the last reading. A collective.
@@ -77,10 +79,12 @@ class Meter:
             total: sums a number over ranks.
         """
         seconds = time.perf_counter() - self.began
+        tokens = total(self.tokens)
         reading = {
             "documents_per_second": total(self.documents) / seconds,
-            "tokens_per_second": total(self.tokens) / seconds,
-            "padding_fraction": 1 - total(self.tokens) / max(1, total(self.slots)),
+            "tokens_per_second": tokens / seconds,
+            "padding_fraction": 1 - tokens / max(1, total(self.slots)),
+            "token_imbalance": self.imbalance / max(1, self.steps),
             "data_wait_fraction": self.waited / seconds,
         }
         if self.peak is not None:

@@ -7,8 +7,8 @@ work per token. The file travels inside exported models.
 Legend: N sentences of a bucket, L tokens of its sentences, U vectors of the upper stream, D documents.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,21 +40,23 @@ class PackedBatch:
     sentence_counts: tuple[int, ...]  # [D] sentences of each document, in document order
     tokens: int  # real tokens, special ones included
     slots: int  # tokens computed, padding included
-    extra: dict[str, torch.Tensor] = field(default_factory=dict)  # what the objective wants beside, [D] each
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(device, non_blocking=True)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def pin_memory(self) -> "PackedBatch":
+        """In memory that a GPU copies from while it computes."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PackedBatch":
         return replace(
             self,
-            ids=[move(t) for t in self.ids],
-            lengths=[move(t) for t in self.lengths],
-            upper_rows=move(self.upper_rows),
-            upper_positions=move(self.upper_positions),
-            sentence_rows=move(self.sentence_rows),
-            document_rows=move(self.document_rows),
-            extra={name: move(t) for name, t in self.extra.items()},
+            ids=[change(t) for t in self.ids],
+            lengths=[change(t) for t in self.lengths],
+            upper_rows=change(self.upper_rows),
+            upper_positions=change(self.upper_positions),
+            sentence_rows=change(self.sentence_rows),
+            document_rows=change(self.document_rows),
         )
 
 
@@ -66,7 +68,6 @@ def pack(
     pad_id: int,
     sentence_tokens: int,
     sentences: int,
-    extra: dict[str, np.ndarray] | None = None,
 ) -> PackedBatch:
     """Pack documents, keeping the first `sentences` sentences of each.
 
@@ -126,5 +127,4 @@ def pack(
         sentence_counts=tuple(counts.tolist()),
         tokens=int((lengths + 2).sum()),
         slots=int(sum(ids.numel() for ids in ids_per_bucket)),
-        extra={name: torch.from_numpy(np.asarray(values)) for name, values in (extra or {}).items()},
     )

@@ -6,6 +6,7 @@ and resuming means starting at another step.
 
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,23 +35,58 @@ def packing_settings(index: ShardIndex, sentences: int) -> dict[str, int]:
     }
 
 
-class RankBatches(Dataset):
-    """`self[step]`: this rank's part of global batch `step`, packed.
+@dataclass(frozen=True)
+class RankBatch:
+    """What one rank encodes in a step: its documents, in one or more chunks.
 
-    The 2p documents of p pairs come as [first of each pair..., second of each pair...], and with `hard_negatives` 4p:
-    [..., a negative for each first..., for each second...]. `extra` has `group`, the group number of each document.
+    The 2p documents of p pairs are numbered [first of each pair..., second of each pair...], and with explicit hard
+    negatives 4p: [..., a negative for each first..., for each second...].
     """
 
-    def __init__(self, mixture: Mixture, rank: int, world: int, hard_negatives: bool = False):
-        self.mixture, self.rank, self.world = mixture, rank, world
+    chunks: list[PackedBatch]
+    places: list[torch.Tensor]  # of each chunk, the numbers of its documents
+    groups: torch.Tensor  # [D] group number of every document
+    imbalance: float  # the most tokens of any rank over the mean, minus 1
+
+    @property
+    def tokens(self) -> int:
+        return sum(chunk.tokens for chunk in self.chunks)
+
+    @property
+    def slots(self) -> int:
+        return sum(chunk.slots for chunk in self.chunks)
+
+    def to(self, device: torch.device) -> "RankBatch":
+        places = [place.to(device, non_blocking=True) for place in self.places]
+        chunks = [chunk.to(device) for chunk in self.chunks]
+        return replace(self, chunks=chunks, places=places, groups=self.groups.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "RankBatch":
+        places = [place.pin_memory() for place in self.places]
+        chunks = [chunk.pin_memory() for chunk in self.chunks]
+        return replace(self, chunks=chunks, places=places, groups=self.groups.pin_memory())
+
+
+class RankBatches(Dataset):
+    """`self[step]`: this rank's part of global batch `step`.
+
+    Args:
+        hard_negatives: with explicit negatives, see `stream.category_negatives`.
+        chunk_tokens: tokens of a chunk, about; none = one chunk. All ranks have the same number of chunks.
+    """
+
+    def __init__(
+        self, mixture: Mixture, rank: int, world: int, hard_negatives: bool = False, chunk_tokens: int | None = None
+    ):
+        self.mixture, self.rank, self.world, self.chunk_tokens = mixture, rank, world, chunk_tokens
         self.readers = [GroupReader(index) for index in mixture.indexes]
-        self.remote = any(index.store is not None and index.store.url for index in mixture.indexes)
-        self._prefetched = -1  # the last step whose shards this process has asked for
         self.packing = [packing_settings(index, mixture.settings.sentences) for index in mixture.indexes]
         seed = mixture.settings.seed
         self.negatives = [CategoryNegatives(i, seed) for i in mixture.indexes] if hard_negatives else None
+        self.remote = any(index.store is not None and index.store.url for index in mixture.indexes)
+        self._prefetched = -1  # the last step whose shards this process has asked for
 
-    def __getitem__(self, step: int) -> PackedBatch | InputError:
+    def __getitem__(self, step: int) -> RankBatch | InputError:
         """The batch of a step; an `InputError` comes as a value, for torch would wrap it in a worker's traceback."""
         try:
             self._prefetch(step)
@@ -65,28 +101,37 @@ class RankBatches(Dataset):
             each = worker.num_workers if worker else 1
             for ahead in range(step + each, step + each * PREFETCHED_BATCHES + 1, each):
                 if ahead > self._prefetched:
-                    mine, negatives, _ = self.part(ahead)
+                    mine, negatives, _, _ = self.part(ahead)
                     self.readers[mine.source].prefetch(np.concatenate([mine.groups, negatives.ravel()]))
                     self._prefetched = ahead
 
-    def part(self, step: int) -> tuple[GlobalBatch, np.ndarray, np.ndarray]:
-        """This rank's pairs of a step, and groups [p, 2] and documents [p, 2] of their explicit negatives, or [0, 2]."""
+    def part(self, step: int) -> tuple[GlobalBatch, np.ndarray, np.ndarray, int]:
+        """This rank's pairs of a step, groups [p, 2] and documents [p, 2] of their explicit negatives (or [0, 2]), and
+        the number of chunks.
+        """
         batch = self.mixture.batch(step)
         columns = self.mixture.indexes[batch.source].columns
         positions = columns["group_documents"][batch.groups].astype(np.int64)[:, None] + batch.documents
         # What is encoded of a document is cut to a number of sentences, and each sentence has two special tokens.
         sentences = columns["document_sentences"][positions].astype(np.int64)
         kept = np.minimum(sentences, self.mixture.settings.sentences)
-        tokens = columns["document_tokens"][positions] * (kept / sentences) + 2 * kept
-        mine = batch.of_rank(self.rank, self.world, np.ceil(tokens.sum(axis=1)).astype(np.int64))
+        tokens = np.ceil((columns["document_tokens"][positions] * (kept / sentences) + 2 * kept).sum(axis=1))
+        tokens = tokens.astype(np.int64)
+        mine = batch.of_rank(self.rank, self.world, tokens)
+        chunks = 1
+        if self.chunk_tokens is not None:
+            # The mean, which all ranks know, and not the load of this one, so that all agree.
+            sides = 4 if self.negatives else 2
+            wanted = -(-int(tokens.sum()) * (sides // 2) // (self.world * self.chunk_tokens))
+            chunks = min(wanted, sides * len(mine.groups))
         nothing = np.empty((0, 2), dtype=np.int64)
         if not self.negatives:
-            return mine, nothing, nothing
+            return mine, nothing, nothing, chunks
         groups, documents, _ = self.negatives[batch.source].draw(mine.groups, mine.documents, batch.epoch)
-        return mine, groups, documents
+        return mine, groups, documents, chunks
 
-    def _batch(self, step: int) -> PackedBatch:
-        mine, negative_groups, negative_documents = self.part(step)
+    def _batch(self, step: int) -> RankBatch:
+        mine, negative_groups, negative_documents, chunks = self.part(step)
         reader, packing = self.readers[mine.source], self.packing[mine.source]
         samples = [reader[group] for group in mine.groups.tolist()]
         documents = [
@@ -103,7 +148,25 @@ class RankBatches(Dataset):
             )
         ]
         groups = np.concatenate([np.tile(mine.groups, 2), negative_groups.T.ravel()])
-        return pack(documents, **packing, extra={"group": groups})
+        places = _chunk([lengths for _, lengths in documents], packing["sentences"], chunks)
+        return RankBatch(
+            [pack([documents[place] for place in chunk.tolist()], **packing) for chunk in places],
+            [torch.from_numpy(place) for place in places],
+            torch.from_numpy(groups),
+            mine.imbalance,
+        )
+
+
+def _chunk(sentence_lengths: list[np.ndarray], sentences: int, chunks: int) -> list[np.ndarray]:
+    """The places of the documents of each chunk, about the same number of tokens in each and none empty."""
+    if chunks == 1:
+        return [np.arange(len(sentence_lengths))]
+    tokens = np.array(
+        [int(lengths[:sentences].sum()) + 2 * min(len(lengths), sentences) for lengths in sentence_lengths]
+    )
+    # Alike lengths side by side, dealt round: chunks are balanced, and every bucket is used in every chunk.
+    order = np.argsort(-tokens, kind="stable")
+    return [np.sort(order[number::chunks]) for number in range(chunks)]
 
 
 def _window(document: tuple[np.ndarray, np.ndarray], start: int, sentences: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,8 +177,8 @@ def _window(document: tuple[np.ndarray, np.ndarray], start: int, sentences: int)
     return tokens[int(lengths[:start].sum()) :], lengths[start : start + sentences]
 
 
-def batches(dataset: RankBatches, start: int, stop: int, workers: int, device: torch.device) -> Iterator[PackedBatch]:
-    """The packed batches of steps `start` to `stop - 1`, on `device`."""
+def batches(dataset: RankBatches, start: int, stop: int, workers: int, device: torch.device) -> Iterator[RankBatch]:
+    """The batches of steps `start` to `stop - 1`, on `device`."""
     loader = DataLoader(
         dataset,
         sampler=range(start, stop),
@@ -123,6 +186,7 @@ def batches(dataset: RankBatches, start: int, stop: int, workers: int, device: t
         collate_fn=_as_is,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        pin_memory=device.type == "cuda",
     )
     # Workers inherit the mask: a signal to the whole process group is for the training process, which answers it at the
     # end of a step; a worker that died of it would take the run along before it could save.
@@ -136,5 +200,5 @@ def batches(dataset: RankBatches, start: int, stop: int, workers: int, device: t
         yield batch.to(device)
 
 
-def _as_is(batch: PackedBatch | InputError) -> PackedBatch | InputError:
+def _as_is(batch: RankBatch | InputError) -> RankBatch | InputError:
     return batch

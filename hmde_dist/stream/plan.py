@@ -63,6 +63,7 @@ class GlobalBatch:
     groups: np.ndarray  # [P] group numbers, all different
     documents: np.ndarray  # [P, 2] positions of the two documents inside their group
     starts: np.ndarray  # [P, 2] first sentence that is encoded of each document
+    imbalance: float = 0.0  # of a rank's part: the most tokens of any rank over the mean, minus 1
 
     def of_rank(self, rank: int, world: int, tokens: np.ndarray) -> "GlobalBatch":
         """The P / world pairs of one rank, chosen so that ranks get about the same number of tokens.
@@ -72,15 +73,20 @@ class GlobalBatch:
         """
         # Longest first, each to the rank with the fewest tokens that has a place left (Graham's LPT rule).
         places = len(tokens) // world
-        loads, mine = [(0, 0, number) for number in range(world)], []
+        loads, mine, most = [(0, 0, number) for number in range(world)], [], 0
         for pair in np.argsort(-tokens, kind="stable").tolist():
             load, count, number = heapq.heappop(loads)
+            load += int(tokens[pair])
+            most = max(most, load)
             if number == rank:
                 mine.append(pair)
             if count + 1 < places:
-                heapq.heappush(loads, (load + int(tokens[pair]), count + 1, number))
+                heapq.heappush(loads, (load, count + 1, number))
         chosen = np.sort(np.array(mine))
-        return GlobalBatch(self.source, self.epoch, self.groups[chosen], self.documents[chosen], self.starts[chosen])
+        imbalance = most * world / max(1, int(tokens.sum())) - 1
+        return GlobalBatch(
+            self.source, self.epoch, self.groups[chosen], self.documents[chosen], self.starts[chosen], imbalance
+        )
 
 
 class Plan:

@@ -1,8 +1,10 @@
 """What real DeepSpeed does on real ranks: the weights of one process with the whole batch, under every ZeRO stage."""
 
+import textwrap
+
 import pytest
 import torch
-from launch import journal, train, write_recipe
+from launch import environment, finish, journal, start, torchrun, train, write_recipe
 from safetensors.torch import load_file
 
 from hmde_dist.model.configuration_hmde import HMDEConfig
@@ -50,6 +52,72 @@ def test_two_ranks_reach_the_weights_of_one_process_with_the_whole_batch(stage, 
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
         assert two["tokens"] == one["tokens"]
     assert journal(one_process)[-1]["scale"] != 20.0
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (1, 2), (2, 0), (2, 1), (2, 2), (2, 3), (4, 2), (4, 3)])
+def test_a_batch_in_chunks_moves_the_weights_as_the_whole_batch_does(ranks, stage, tmp_path, shards, one_process):
+    """The gradient cache, with ragged chunks; a trained scale counts once and not once for each chunk."""
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards("wds"), **SETTINGS)
+    chunks = "engine.chunk_tokens=200"
+    job = train(ranks, recipe, f"engine.zero_stage={stage}", "engine.zero3_persistence=0", chunks)
+    assert job.code == 0, job.output
+    (expected, expected_update), (found, found_update) = weights(one_process), weights(tmp_path / "run")
+    assert relative_error(found, expected) < 1e-6
+    assert relative_error(found_update, expected_update) < 1e-5
+    for one, two in zip(journal(one_process), journal(tmp_path / "run"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["scale"] == pytest.approx(one["scale"], rel=1e-5)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+def test_dropout_is_the_same_both_times_a_chunk_is_encoded(tmp_path, shards):
+    """With dropout the gradient is only right if both passes drop the same: else the cached vectors are others."""
+    script = tmp_path / "replay.py"
+    script.write_text(textwrap.dedent(REPLAY), encoding="utf-8")
+    job = finish(start(torchrun(1, script, shards("wds")), environment()))
+    assert job.code == 0, job.output
+
+
+REPLAY = """
+    import sys
+    from functools import partial
+    import torch
+    from hmde_dist.engine.gradient_cache import forward_backward
+    from hmde_dist.objectives.document_contrast import document_contrast
+    from hmde_dist.stream.index import ShardIndex
+    from hmde_dist.stream.loader import RankBatches
+    from hmde_dist.stream.mixture import Mixture, Source
+    from hmde_dist.stream.plan import PlanSettings
+
+    mixture = Mixture([Source(ShardIndex.open(sys.argv[1]))], PlanSettings(8, 0.5, 4, 0.3, 6, "first", 0))
+    batch = RankBatches(mixture, 0, 1, chunk_tokens=300)[0]
+    assert len(batch.chunks) > 2
+    seen = {}
+
+    class Engine:
+        table = torch.nn.Parameter(torch.randn(3000, 8))
+
+        def __call__(self, chunk):
+            rows = torch.stack([self.table[ids].sum(1)[0] for ids in chunk.ids])
+            rows = rows.mean(0) + torch.arange(len(chunk.sentence_counts))[:, None] * self.table[1]
+            rows = torch.nn.functional.dropout(rows, 0.5)
+            seen.setdefault(id(chunk), []).append(rows.detach())
+            return rows, torch.tensor([20.0])
+
+        def zero_optimization_stage(self):
+            return 0
+
+        def no_sync(self):
+            import contextlib
+            return contextlib.nullcontext()
+
+        def backward(self, loss):
+            loss.backward()
+
+    forward_backward(Engine(), batch, partial(document_contrast, groups=batch.groups), seed=lambda chunk: 100 + chunk)
+    assert all(len(pair) == 2 and torch.equal(*pair) for pair in seen.values()), "another dropout"
+    assert not torch.equal(*[pair[0][:1] for pair in seen.values()][:2])
+"""
 
 
 @pytest.mark.parametrize("stage", [0, 2])

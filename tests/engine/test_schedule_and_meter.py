@@ -1,3 +1,5 @@
+import argparse
+
 import pytest
 import torch
 from hypothesis import given
@@ -36,8 +38,9 @@ def test_flops_count_matrices_and_not_embeddings():
     module.upper = torch.nn.Linear(8, 8)
 
     class Batch:
-        tokens, upper_rows = 100, range(10)
+        tokens, upper_rows = 100, range(4)
 
+    Batch.chunks = [Batch, Batch, argparse.Namespace(upper_rows=range(2))]
     assert meter.model_flops(module, Batch) == 6 * (8 * 16 * 100 + 8 * 8 * 10)
 
 
@@ -46,7 +49,7 @@ def test_rates_are_sums_over_ranks_and_fractions_stay_fractions(monkeypatch):
     monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
 
     class Batch:
-        sentence_counts, tokens, slots = (3, 2), 90, 100
+        groups, tokens, slots, imbalance = (3, 2), 90, 100, 0.5
 
     reading = meter.Meter(torch.device("cpu"))
     reading.count(Batch, 1.0)
@@ -55,5 +58,6 @@ def test_rates_are_sums_over_ranks_and_fractions_stay_fractions(monkeypatch):
     assert read["documents_per_second"] == 1.0
     assert read["tokens_per_second"] == 45.0
     assert read["padding_fraction"] == pytest.approx(0.1)
+    assert read["token_imbalance"] == pytest.approx(0.5)
     assert read["data_wait_fraction"] == 0.25
     assert "mfu" not in read

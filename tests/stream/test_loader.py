@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hmde_dist.command import InputError
 from hmde_dist.stream.batch import PackedBatch
 from hmde_dist.stream.index import ShardIndex
-from hmde_dist.stream.loader import RankBatches, batches, packing_settings
+from hmde_dist.stream.loader import RankBatch, RankBatches, batches, packing_settings
 from hmde_dist.stream.mixture import Mixture, Source
 from hmde_dist.stream.plan import PlanSettings
 from hmde_dist.stream.reader import GroupReader
@@ -30,38 +30,39 @@ def plan(shards) -> Mixture:
     return open_plan(shards("wds"))
 
 
-def load(plan, rank=0, world=1, start=0, stop=STEPS, workers=0, negatives=False) -> list[PackedBatch]:
-    return list(batches(RankBatches(plan, rank, world, negatives), start, stop, workers, CPU))
+def load(plan, rank=0, world=1, start=0, stop=STEPS, workers=0, **settings) -> list[RankBatch]:
+    return list(batches(RankBatches(plan, rank, world, **settings), start, stop, workers, CPU))
 
 
-def assert_same(one: list[PackedBatch], other: list[PackedBatch]) -> None:
+def assert_same(one: list[RankBatch], other: list[RankBatch]) -> None:
     assert len(one) == len(other)
     for left, right in zip(one, other, strict=True):
-        for field in fields(PackedBatch):
-            mine, yours = getattr(left, field.name), getattr(right, field.name)
-            if field.name in ("ids", "lengths"):
-                assert all(map(torch.equal, mine, yours)), field.name
-            elif field.name == "extra":
-                assert mine.keys() == yours.keys()
-                assert all(torch.equal(mine[key], yours[key]) for key in mine)
-            elif isinstance(mine, torch.Tensor):
-                assert torch.equal(mine, yours), field.name
-            else:
-                assert mine == yours, field.name
+        assert torch.equal(left.groups, right.groups) and left.imbalance == right.imbalance
+        assert all(map(torch.equal, left.places, right.places)) and len(left.chunks) == len(right.chunks)
+        for chunk, same in zip(left.chunks, right.chunks, strict=True):
+            for field in fields(PackedBatch):
+                mine, yours = getattr(chunk, field.name), getattr(same, field.name)
+                if field.name in ("ids", "lengths"):
+                    assert all(map(torch.equal, mine, yours)), field.name
+                elif isinstance(mine, torch.Tensor):
+                    assert torch.equal(mine, yours), field.name
+                else:
+                    assert mine == yours, field.name
 
 
-def documents_of(batch: PackedBatch) -> list[tuple]:
+def documents_of(batch: RankBatch) -> list[tuple]:
     """(group, tokens of its sentences with special ones) of every document of a batch."""
-    rows = [
-        tuple(ids[:length].tolist())
-        for bucket, lengths in zip(batch.ids, batch.lengths, strict=True)
-        for ids, length in zip(bucket, lengths, strict=True)
-    ]
-    sentences = iter(rows[row] for row in batch.sentence_rows)
-    return [
-        (group, tuple(next(sentences) for _ in range(count)))
-        for group, count in zip(batch.extra["group"].tolist(), batch.sentence_counts, strict=True)
-    ]
+    found: list[tuple] = [()] * len(batch.groups)
+    for chunk, places in zip(batch.chunks, batch.places, strict=True):
+        rows = [
+            tuple(ids[:length].tolist())
+            for bucket, lengths in zip(chunk.ids, chunk.lengths, strict=True)
+            for ids, length in zip(bucket, lengths, strict=True)
+        ]
+        sentences = iter(rows[row] for row in chunk.sentence_rows)
+        for place, count in zip(places.tolist(), chunk.sentence_counts, strict=True):
+            found[place] = (int(batch.groups[place]), tuple(next(sentences) for _ in range(count)))
+    return found
 
 
 def test_batches_hold_the_documents_of_the_plan(plan):
@@ -95,7 +96,7 @@ def test_the_second_half_of_a_batch_answers_the_first(plan, world):
     for rank in range(world):
         for batch in load(plan, rank, world):
             pairs = PAIRS // world
-            groups = batch.extra["group"]
+            groups = batch.groups
             assert groups.shape == (2 * pairs,)
             assert torch.equal(groups[:pairs], groups[pairs:])
             documents = documents_of(batch)
@@ -155,7 +156,7 @@ def test_a_window_begins_where_the_plan_says(shards, workers):
 def test_explicit_negatives_follow_the_pairs_in_the_language_of_their_side(plan):
     index, reader = plan.indexes[0], GroupReader(plan.indexes[0])
     for rank in range(2):
-        for step, batch in enumerate(load(plan, rank, 2, negatives=True)):
+        for step, batch in enumerate(load(plan, rank, 2, hard_negatives=True)):
             pairs, documents = PAIRS // 2, documents_of(batch)
             assert len(documents) == 4 * pairs
             mine = RankBatches(plan, rank, 2).part(step)[0]
@@ -168,6 +169,19 @@ def test_explicit_negatives_follow_the_pairs_in_the_language_of_their_side(plan)
                     assert group != mine.groups[row] and sentences[0][1] == tokens[0]
                     of = [set(index.columns["category"][slice(*index.columns["group_categories"][g : g + 2])]) for g in (group, mine.groups[row])]  # fmt: skip
                     assert of[0] & of[1]
+
+
+@pytest.mark.parametrize("hard_negatives", [False, True])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_chunks_hold_the_same_documents_and_ranks_have_as_many(plan, world, hard_negatives):
+    whole = [load(plan, rank, world, hard_negatives=hard_negatives) for rank in range(world)]
+    cut = [load(plan, rank, world, hard_negatives=hard_negatives, chunk_tokens=300) for rank in range(world)]
+    for step in range(STEPS):
+        assert len({len(part[step].chunks) for part in cut}) == 1 and len(cut[0][step].chunks) > 1
+        for one, other in zip(whole, cut, strict=True):
+            assert documents_of(one[step]) == documents_of(other[step])
+            assert all(len(places) for places in other[step].places)
+            assert max(chunk.tokens for chunk in other[step].chunks) < 2 * 300
 
 
 @given(

@@ -1,4 +1,6 @@
 import json
+import os
+import pickle
 import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -132,3 +134,34 @@ def test_pickled_or_foreign_columns_are_refused(shards, tmp_path, key, value):
     (folder / "index.json").write_text(json.dumps(tree))
     with pytest.raises(InputError, match=r"index\.json: expected the one column group:bytes"):
         GroupReader(ShardIndex.open(folder))
+
+
+def test_an_index_that_names_another_file_is_refused(shards, tmp_path):
+    folder = shutil.copytree(shards("mds"), tmp_path / "shards")
+    tree = json.loads((folder / "index.json").read_text())
+    tree["shards"][0]["raw_data"]["basename"] = "../outside.mds"
+    (folder / "index.json").write_text(json.dumps(tree))
+    with pytest.raises(
+        InputError, match=r"index\.json: missing or damaged \(\.\./outside\.mds is not in the manifest\)"
+    ):
+        GroupReader(ShardIndex.open(folder))
+
+
+def test_a_pickle_in_place_of_a_sample_is_not_executed(copy, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    index = ShardIndex.open(copy)
+    path, data = shard_of(index, 0), pickle.dumps(Payload())
+    whole = path.read_bytes()
+    start = whole.index(b"HMDG")
+    path.write_bytes(whole[:start] + data + whole[start + len(data) :])
+    with pytest.raises(InputError, match=f"^{path}: sample 0 is damaged \\(not a group sample\\)"):
+        GroupReader(index)[0]
+    if index.manifest["container"] == "wds":  # a member of a kind that webdataset would unpickle
+        name = whole.index(b"000000000.bin")
+        path.write_bytes(whole[:name] + b"000000000.pkl" + path.read_bytes()[name + 13 :])
+        with pytest.raises(InputError, match=f"^{path}: sample 0 is damaged"):
+            GroupReader(index)[0]
+    assert not (tmp_path / "executed").exists()

@@ -1,4 +1,6 @@
 import json
+import os
+import pickle
 import re
 import shutil
 
@@ -81,6 +83,44 @@ def test_damaged_manifest_is_named(copy, damage):
     path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(InputError, match=re.escape(str(copy))):
         ShardIndex.open(copy)
+
+
+@pytest.mark.parametrize("key", ["shards", "columns", "tokenizer_files"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(copy, key):
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("../../escaped", "a/b.npy", "/etc/passwd", "..", ".hidden", "", "a\nb", "a\n", 7, None):
+        manifest[key][0]["name"] = name
+        path.write_text(json.dumps(manifest), encoding="utf-8")
+        with pytest.raises(InputError, match=rf"^{path}: damaged or not ours \(names of its files\)"):
+            ShardIndex.open(copy)
+
+
+@pytest.mark.parametrize("change", [{"sha256": None}, {"bytes": "7"}, []])
+def test_a_file_without_fingerprint_is_refused(copy, change):
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["shards"][0] = manifest["shards"][0] | change if change else change
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(InputError, match=f"^{path}: damaged or not ours"):
+        ShardIndex.open(copy)
+
+
+def test_a_pickle_in_place_of_a_column_is_not_loaded(copy, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    np.save(tmp_path / "objects.npy", np.array([Payload()], dtype=object), allow_pickle=True)
+    manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    for data in ((tmp_path / "objects.npy").read_bytes(), pickle.dumps(Payload())):
+        (copy / "columns" / "group_row.npy").write_bytes(data)
+        (entry,) = [entry for entry in manifest["columns"] if entry["name"] == "group_row.npy"]
+        entry["bytes"] = len(data)
+        (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        with pytest.raises(InputError, match=f"^{copy}: a column is missing or damaged"):
+            ShardIndex.open(copy)
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("layout", [0, 1, None])
