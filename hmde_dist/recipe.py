@@ -5,11 +5,22 @@ come in one message, before anything is read or started.
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from hmde_dist.command import InputError
 
@@ -31,15 +42,19 @@ class Section(BaseModel):
 
 class SourceSection(Section):
     shards: str = Field(description="folder or URL of a shard set")
-    weight: Annotated[float, Field(gt=0)] | dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0)]] = Field(
+    weight: (
+        Annotated[float, Field(gt=0)]
+        | Annotated[dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0)]], Field(min_length=1)]
+    ) = Field(
         1.0, description="share of the batches, relative to other sources; {step: weight, ...} goes in straight lines"
     )
 
 
 class DataSection(Section):
-    shards: str | Annotated[list[SourceSection], Field(min_length=1)] = Field(
-        description="folder or URL of training shards (tools/build_shards.py), or several sources with weights"
-    )
+    shards: Annotated[
+        Annotated[str, Tag("one")] | Annotated[list[SourceSection], Field(min_length=1), Tag("several")],
+        Discriminator(lambda value: "one" if isinstance(value, str) else "several"),
+    ] = Field(description="folder or URL of training shards (tools/build_shards.py), or several sources with weights")
     validation: str | None = Field(None, description="folder or URL of validation shards; none = no validation")
     cache: Path | None = Field(None, description="folder that shards behind URLs are copied to; must be set for URLs")
     cache_limit_gib: Annotated[float, Field(gt=0)] | None = Field(
@@ -124,8 +139,8 @@ class OptimizerSection(Section):
 class EngineSection(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(1, description="what DeepSpeed ZeRO partitions over ranks")
     precision: Literal["fp32", "bf16"] = "fp32"
-    zero3_persistence: Annotated[int, Field(ge=0)] = Field(
-        100_000, description="ZeRO-3 keeps parameters of fewer elements whole on every rank"
+    zero3_persistence: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="ZeRO-3 keeps parameters of fewer elements whole on every rank; none = 100,000"
     )
     chunk_tokens: Count | None = Field(
         None,
@@ -162,6 +177,12 @@ class Recipe(Section):
         sources = [s.shards for s in self.data.sources] + [self.data.validation or ""]
         if any("://" in source for source in sources) and self.data.cache is None:
             problems.append("data.cache must name a folder, for shards behind a URL are copied there")
+        if self.data.cache is not None and not any("://" in source for source in sources):
+            problems.append("data.cache is for shards behind a URL, and there are none")
+        if self.data.cache_limit_gib is not None and self.data.cache is None:
+            problems.append("data.cache_limit_gib limits data.cache, which is not set")
+        if self.engine.zero3_persistence is not None and self.engine.zero_stage != 3:
+            problems.append("engine.zero3_persistence acts with engine.zero_stage=3 only")
         if self.optimizer.warmup_steps > self.run.steps:
             problems.append("optimizer.warmup_steps is larger than run.steps")
         if problems:
@@ -249,9 +270,10 @@ def setting_names(section: type[BaseModel] = Recipe, prefix: str = "") -> list[s
 
 
 def _explain(problem: dict) -> str:
-    name = ".".join(map(str, problem["loc"])) or "recipe"
+    name = ".".join(str(part) for part in problem["loc"] if part not in ("one", "several")) or "recipe"
     if problem["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(name, setting_names(), n=1, cutoff=0.5)
+        names = setting_names() + setting_names(SourceSection, "data.shards.")
+        nearest = difflib.get_close_matches(re.sub(r"\.\d+\.", ".", name), names, n=1, cutoff=0.5)
         return f"{name}: no such setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
     if problem["type"] == "missing":
         return f"{name}: missing"

@@ -81,7 +81,13 @@ def submit_build(command: list[str], profile: Profile, shares: int, dry_run: boo
     outs = [value for name, value in pairwise(command) if name == "--out"]
     if len(outs) != 1:
         raise InputError("the command needs one --out DIR")
-    folder = Path(outs[0] + ".jobs")
+    taken = [name for name in command if name.split("=")[0] in ("--workers", "--step", "--share", "--plan")]
+    if taken:
+        raise InputError(f"{', '.join(taken)}: set by the jobs themselves; leave it out")
+    if profile.cluster == "local":
+        raise InputError("--profile local has no arrays: run the command itself, it uses every core")
+    out = Path(outs[0]).resolve()
+    folder = out.with_name(out.name + ".jobs")
     if dry_run:
         print(step_scripts(steps, profile, shares, folder))
         return

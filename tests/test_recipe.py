@@ -225,3 +225,27 @@ def test_folder_is_no_recipe(tmp_path):
 def test_a_recipe_cannot_be_changed(base):
     with pytest.raises(ValueError, match="frozen"):
         load_recipe(base).run.steps = 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.shards=[{shard: a}]"], "data.shards.0.shard: no such setting; did you mean data.shards.shards?"),
+        (["data.shards=[]"], "data.shards: List should have at least 1 item"),
+        (["data.shards=[{shards: a, weight: {}}]"], "at least 1 item"),
+        (["data.shards=[{shards: a, weight: -1}]"], "greater than 0"),
+        (["data.shards=s3://bucket/set"], "data.cache must name a folder"),
+        (["data.cache=somewhere"], "data.cache is for shards behind a URL, and there are none"),
+        (["data.cache_limit_gib=3"], "data.cache_limit_gib limits data.cache, which is not set"),
+        (["engine.zero3_persistence=3"], "acts with engine.zero_stage=3 only"),
+    ],
+)
+def test_what_cannot_act_is_refused(base, overrides, message):
+    assert message in refusal(base, *overrides)
+
+
+def test_sources_have_weights_that_may_change(base):
+    recipe = load_recipe(base, ["data.shards=[{shards: a}, {shards: b, weight: {0: 1, 500: 0}}]"])
+    assert [source.weight for source in recipe.data.sources] == [1.0, {0: 1.0, 500: 0.0}]
+    (single,) = load_recipe(base).data.sources
+    assert (single.shards, single.weight) == ("shards", 1.0)

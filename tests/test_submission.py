@@ -69,6 +69,7 @@ def test_a_build_becomes_a_chain_of_job_arrays(tmp_path):
         (("--array", "2", "--", "tools/encode.py", "--out", "x"), "only tools/build_documents.py wikipedia and"),
         (("--array", "2", "--", "tools/build_shards.py"), "needs one --out"),
         ((), "give RECIPE"),
+        (("--array", "2", "--", "tools/build_shards.py", "--out", "x", "--workers", "3"), "--workers: set by the jobs"),
     ],
 )
 def test_what_cannot_be_an_array_is_said(arguments, message, monkeypatch):

@@ -119,9 +119,11 @@ def streaming_batches(job: Job) -> Iterator[PackedBatch]:
     loader = Loader(
         dataset, batch_size=job.pairs, drop_last=True, collate_fn=packer(index), **worker_options(job.workers)
     )
+    prefix = f"{dataset._shm_prefix_int:06}_"
+    note_shared_memory(prefix)
     for number, batch in enumerate(itertools.chain.from_iterable(itertools.repeat(loader))):
-        if number in (0, WARM_UP):  # what an epoch adds is there after its first batch
-            note_shared_memory(f"{dataset._shm_prefix_int:06}_")
+        if number == 0:
+            note_shared_memory(prefix)  # with what an epoch adds
         yield batch
 
 
@@ -262,7 +264,7 @@ def s3_server(folders: dict[str, Path]) -> Iterator[str]:
         raise InputError(f"--remote: {error}; pip install 'moto[server]'") from None
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
         endpoint = "http://{}:{}".format(*server.get_host_and_port())

@@ -102,6 +102,11 @@ def cap(text: str) -> tuple[str, int]:
 
 def _wikipedia(args) -> int:
     languages = args.languages.split(",")
+    for language, _ in args.cap:
+        if language not in languages:
+            raise InputError(f"--cap {language}: not one of --languages {args.languages}")
+    if not 0 <= args.script_share <= 1:
+        raise InputError(f"--script-share {args.script_share} is not between 0 and 1")
     if args.plan:
         print(wikipedia.describe_plan(args.dumps, languages, args.workers))
         return DONE

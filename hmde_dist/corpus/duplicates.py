@@ -67,17 +67,17 @@ def choose_left_out(folder: Path, parts: Sequence[Path], cap: int | None) -> dic
     Takes memory for the rows and one band of the wiki; the signatures stay on disk.
 
     Args:
-        parts: folders with `pages.npy` ([N] `PAGE`) and `signatures.npy` ([N, PLACES]).
+        parts: folders with `pages.bin` (rows of `PAGE`) and `signatures.bin` (rows of [PLACES] uint32).
         cap: most pages that are kept, those of the items with the smallest hashes; none = no cap.
     """
-    pages = np.concatenate([np.load(part / "pages.npy") for part in parts])
+    pages = np.concatenate([np.fromfile(part / "pages.bin", dtype=PAGE) for part in parts])
     # One file for all parts, so that rows can be read anywhere in it.
     signatures = np.lib.format.open_memmap(
         folder / "signatures.npy", "w+", dtype=np.uint32, shape=(max(1, len(pages)), PLACES)
     )
     first = 0
     for part in parts:
-        mine = np.load(part / "signatures.npy", mmap_mode="r")
+        mine = np.fromfile(part / "signatures.bin", dtype="<u4").reshape(-1, PLACES)
         signatures[first : first + len(mine)] = mine
         first += len(mine)
     kept = np.ones(len(pages), dtype=bool)
@@ -95,7 +95,8 @@ def choose_left_out(folder: Path, parts: Sequence[Path], cap: int | None) -> dic
         order = np.flatnonzero(kept)
         order = order[np.lexsort((pages["page"][order], rank[order]))]
         counts["over_cap"] = _drop(kept, order[cap:])
-    np.save(folder / "left_out.npy", np.sort(pages["page"][~kept]))
+    # A page that the dumps hold twice is kept once.
+    np.save(folder / "left_out.npy", np.setdiff1d(pages["page"][~kept], pages["page"][kept]))
     del signatures
     (folder / "signatures.npy").unlink()
     return counts

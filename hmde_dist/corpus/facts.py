@@ -50,12 +50,13 @@ def _create(path: Path, schema: str) -> sqlite3.Connection:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    return _connect(path, os.getpid())
+    facts = path.stat()
+    return _connect(path, facts.st_ino, facts.st_mtime_ns, os.getpid())
 
 
 @functools.lru_cache(maxsize=512)
-def _connect(path: Path, process: int) -> sqlite3.Connection:
-    # One for each process: SQLite forbids to carry a connection over a fork.
+def _connect(path: Path, inode: int, changed: int, process: int) -> sqlite3.Connection:
+    # One for each file, whatever its name, and each process: SQLite forbids to carry a connection over a fork.
     return sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)
 
 
@@ -111,8 +112,10 @@ def write_facts(folder: Path, wiki: str, tables: Mapping[str, Path], sitelinks: 
             database.execute(
                 "INSERT OR IGNORE INTO article SELECT ?, item FROM item WHERE page = ?", (_text(title), int(page))
             )
+    # Without page_props nothing is known of what is hidden.
+    known = "hidden.page IS NOT NULL" if "page_props" in tables else "NULL"
     database.execute(
-        "INSERT OR IGNORE INTO category SELECT title, item, hidden.page IS NOT NULL FROM category_page "
+        f"INSERT OR IGNORE INTO category SELECT title, item, {known} FROM category_page "
         "LEFT JOIN item USING (page) LEFT JOIN hidden USING (page)"
     )
     if sitelinks is not None:
@@ -242,7 +245,7 @@ def ancestors(graph: Path, keys: Iterable[str], depth: int) -> list[list[str]]:
     """
     seen, level, levels = set(keys), sorted(keys), []
     for _ in range(depth):
-        above = {parent for key in level for parent in _parents(graph, key)}
+        above = {parent for key in level for parent in _parents(_open(graph), key)}
         level = sorted(above - seen)
         seen |= above
         levels.append(level)
@@ -250,8 +253,8 @@ def ancestors(graph: Path, keys: Iterable[str], depth: int) -> list[list[str]]:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _parents(graph: Path, key: str) -> tuple[str, ...]:
-    return tuple(row[0] for row in _open(graph).execute("SELECT parent FROM parent WHERE child = ?", (key,)))
+def _parents(graph: sqlite3.Connection, key: str) -> tuple[str, ...]:
+    return tuple(row[0] for row in graph.execute("SELECT parent FROM parent WHERE child = ?", (key,)))
 
 
 def write_sizes(folder: Path, counts: Iterable[Path]) -> None:
@@ -269,8 +272,12 @@ def write_sizes(folder: Path, counts: Iterable[Path]) -> None:
     database.close()
 
 
-@functools.lru_cache(maxsize=1 << 18)
 def size_of(sizes: Path, key: str) -> int:
     """Groups of a category."""
-    row = _open(sizes).execute("SELECT groups FROM size WHERE key = ?", (key,)).fetchone()
+    return _size(_open(sizes), key)
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def _size(sizes: sqlite3.Connection, key: str) -> int:
+    row = sizes.execute("SELECT groups FROM size WHERE key = ?", (key,)).fetchone()
     return row[0] if row else 0

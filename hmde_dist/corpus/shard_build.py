@@ -8,7 +8,7 @@ The steps (`corpus.steps` makes each of them resumable and spreads it over proce
     write     each shard
     finish    columns, tokenizer, manifest
 
-Memory holds a bucket or a shard in each process, and in `order` about 60 bytes a group and 8 a category of a group.
+Memory holds a bucket or a shard in each process, and in `order` some 150 bytes a group and 100 a category of a group.
 Equal documents give equal files, in whatever order and on however many processes they come.
 """
 
@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -100,14 +101,15 @@ def build_shards(
         if build.complete:
             return json.loads((out / "manifest.json").read_text(encoding="utf-8"))
         beside = build.work / "tokenizer"
-        if not (beside / "tokenizer.json").exists():
-            tokenizer.save_pretrained(beside)
+        _keep_tokenizer(tokenizer, beside)
         buckets = buckets_for(text_bytes)
         dealt = build.run("deal", _deal, [(path, buckets) for path in paths])
         if not sum(part["documents"] for part in dealt):
             raise InputError("no documents: nothing to write")
         parts = [build.folder("deal", number) for number in range(len(paths))]
-        encoded = build.run("encode", _encode, [(parts, n, beside, sentence_tokens) for n in range(buckets)])
+        encoded = build.run(
+            "encode", _encode, [(parts, n, beside, settings["tokenizer"], sentence_tokens) for n in range(buckets)]
+        )
         if not sum(part["groups"] for part in encoded):
             raise InputError("no document has any token: nothing to write")
         folders = [build.folder("encode", number) for number in range(buckets)]
@@ -143,6 +145,21 @@ def build_shards(
     return json.loads((out / "manifest.json").read_text(encoding="utf-8"))
 
 
+def _keep_tokenizer(tokenizer, folder: Path) -> None:
+    """Save the tokenizer as `folder`, all or nothing; of several jobs one does."""
+    if folder.exists():
+        return
+    aside = Path(tempfile.mkdtemp(prefix=".tokenizer.", dir=folder.parent))
+    tokenizer.save_pretrained(aside)
+    aside.chmod(0o755)
+    try:
+        aside.rename(folder)
+    except OSError:
+        shutil.rmtree(aside)
+        if not folder.exists():
+            raise
+
+
 def _fingerprint(path: Path) -> dict:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -169,13 +186,15 @@ def _hash(name: str) -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(tokenizer: Path, sentence_tokens: int) -> SentenceTokenizer:
+def _encoder(tokenizer: Path, fingerprint: str, sentence_tokens: int) -> SentenceTokenizer:
     return SentenceTokenizer(load_tokenizer(tokenizer), sentence_tokens)
 
 
-def _encode(folder: Path, parts: Sequence[Path], bucket: int, tokenizer: Path, sentence_tokens: int) -> dict:
+def _encode(
+    folder: Path, parts: Sequence[Path], bucket: int, tokenizer: Path, fingerprint: str, sentence_tokens: int
+) -> dict:
     """Step: the groups of one bucket as samples in `samples.bin`, by id, with the arrays of `_PARTS`."""
-    encoder = _encoder(tokenizer, sentence_tokens)
+    encoder = _encoder(tokenizer, fingerprint, sentence_tokens)
     columns: dict[str, list] = {name: [] for name in _PARTS}
     languages: dict[str, int] = {}
     names: list[list[str]] = []
@@ -258,20 +277,18 @@ def _order(folder: Path, parts: Sequence[Path], shard_bytes: int) -> tuple[int, 
     groups_of = [len(np.load(part / "group_bytes.npy", mmap_mode="r")) for part in parts]
     counts = whole["group_categories"].astype(np.int64)
     place = choose_clusters(whole["category"], counts)
-    names = _names(parts, place, np.cumsum(counts) - counts)
-    clusters = ["", *sorted(set(names.values()))]
-    number_of = {name: number for number, name in enumerate(clusters)}
-    cluster = np.full(len(place), NO_CLUSTER, dtype=np.uint32)
-    for group, name in names.items():
-        cluster[group] = number_of[name]
+    clusters, cluster = _clusters(parts, place, np.cumsum(counts) - counts, whole["category"])
     # Siblings lie together. Ties of the hash fall to the bucket, which the id alone decides, and the order of ids in it.
     order = np.lexsort((whole["group_rank"], cluster))
     # A group begins a new shard where its last byte would pass the limit.
     ends, starts = np.cumsum(whole["group_bytes"][order], dtype=np.int64), [0]
-    while (next_ := np.searchsorted(ends, (ends[starts[-1] - 1] if starts[-1] else 0) + shard_bytes, "right")) < len(
-        order
-    ):
-        starts.append(max(int(next_), starts[-1] + 1))
+    while True:
+        before = ends[starts[-1] - 1] if starts[-1] else 0
+        # One that is larger than a shard has a shard of its own.
+        following = max(int(np.searchsorted(ends, before + shard_bytes, "right")), starts[-1] + 1)
+        if following >= len(order):
+            break
+        starts.append(following)
     shard = np.zeros(len(order), dtype=np.uint32)
     shard[starts[1:]] = 1
     shard = np.cumsum(shard, dtype=np.uint32)
@@ -316,15 +333,24 @@ def _shared_categories(categories: np.ndarray, counts: np.ndarray, order: np.nda
     return np.r_[0, np.cumsum(per_group[order])], numbers[number[entries]]
 
 
-def _names(parts: Sequence[Path], place: np.ndarray, first: np.ndarray) -> dict[int, str]:
-    """The name of the cluster of each group that has one."""
-    found, group = {}, 0
+def _clusters(
+    parts: Sequence[Path], place: np.ndarray, first: np.ndarray, categories: np.ndarray
+) -> tuple[list[str], np.ndarray]:
+    """The names of the clusters, sorted, "" before all, and the number of each group's."""
+    has = place >= 0
+    hashes, inverse = np.unique(categories[place[has]], return_inverse=True)
+    name_of: dict[int, str] = {}
+    group = 0
     for part in parts:
         for names in json.loads((part / "categories.json").read_text(encoding="utf-8")):
             if place[group] >= 0:
-                found[group] = names[place[group] - first[group]]
+                name_of.setdefault(int(categories[place[group]]), names[place[group] - first[group]])
             group += 1
-    return found
+    clusters = ["", *sorted(name_of.values())]
+    number = {name: n for n, name in enumerate(clusters)}
+    cluster = np.full(len(place), NO_CLUSTER, dtype=np.uint32)
+    cluster[has] = np.array([number[name_of[int(h)]] for h in hashes], dtype=np.uint32)[inverse]
+    return clusters, cluster
 
 
 def _languages(parts: Sequence[Path], column: np.ndarray) -> tuple[list[str], np.ndarray]:

@@ -11,6 +11,7 @@ Owns the order "write aside, rename", the processes, and the count of their memo
 """
 
 import argparse
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -43,7 +44,8 @@ def file_facts(paths: Sequence[Path]) -> list[list]:
 class Build:
     """The steps that make the folder `out`.
 
-    Use as a context manager: on an `InputError` inside it the work is removed, on everything else it is kept.
+    Use as a context manager: an `InputError` inside it removes the work that this process began (its input has to
+    change), everything else keeps it.
 
     Args:
         settings: everything that the result depends on, as JSON.
@@ -58,13 +60,20 @@ class Build:
     def __init__(
         self, out: Path, settings: dict, workers: int, only: str | None = None, share: tuple[int, int] = (0, 1)
     ):
-        self.out, self.workers, self.only, self.share = Path(out), workers, only, share
+        if only is None and share != (0, 1):
+            raise InputError("--share says which tasks of a step: name the step with --step")
+        # Resolved: a link or a trailing slash must not part the work from its place.
+        self.out, self.workers, self.only, self.share = Path(out).resolve(), workers, only, share
         self.work = self.out.with_name(self.out.name + ".partial")
         self.settings = json.loads(json.dumps(settings))  # as it will be read back
-        self.complete = False
+        self.complete = self.resumed = False
 
     def __enter__(self) -> "Build":
         published = self.work / "published"
+        for trash in self.out.parent.glob(f".{self.out.name}.trash-*"):
+            shutil.rmtree(trash, ignore_errors=True)
+        if self.out.is_mount():
+            raise InputError(f"{self.out} is a mount point, which cannot be renamed: name a folder in it with --out")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             if not published.exists():
                 raise InputError(f"{self.out} exists and is not empty: remove it or name another --out")
@@ -73,9 +82,9 @@ class Build:
             return self
         try:
             self.work.mkdir(parents=True, exist_ok=True)
-            name = f"lock-{self.only}-{self.share[0]}" if self.only else "lock"
-            self._lock = open(self.work / name, "w")
-            _lock_soon(self._lock)
+            self._lock = open(self.work / "lock", "w")
+            # One whole build, or any number of jobs that share its steps.
+            _lock_soon(self._lock, fcntl.LOCK_SH if self.only else fcntl.LOCK_EX)
         except BlockingIOError:
             raise InputError(f"{self.work}: another process is at work here") from None
         except OSError as error:
@@ -84,12 +93,22 @@ class Build:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if self.complete or (kind is not None and issubclass(kind, InputError) and not self.only):
-            shutil.rmtree(self.work, ignore_errors=True)
+        if self.complete or (kind is not None and issubclass(kind, InputError) and not (self.only or self.resumed)):
+            self._discard()
+
+    def _discard(self) -> None:
+        """Remove the work. Its name goes first: what a kill leaves of it is not taken for work."""
+        trash = self.out.with_name(f".{self.out.name}.trash-{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            self.work.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
     def _check_settings(self) -> None:
         path = self.work / "settings.json"
-        if path.exists():
+        self.resumed = path.exists()
+        if not self.resumed and any(entry.is_dir() for entry in self.work.iterdir()):
+            raise InputError(f"{self.work} is not the work of a build: remove it, or name another --out")
+        if self.resumed:
             before = json.loads(path.read_text(encoding="utf-8"))
             changed = [key for key in self.settings | before if self.settings.get(key) != before.get(key)]
             if changed:
@@ -128,8 +147,8 @@ class Build:
         if self.out.exists():
             self.out.rmdir()
         folder.rename(self.out)
-        (self.out / "result.json").unlink()
-        shutil.rmtree(self.work)
+        (self.out / "result.json").unlink(missing_ok=True)
+        self._discard()
 
     def _run(self, step: str, function: Callable, tasks: Sequence[tuple]) -> list:
         mine = range(self.share[0], len(tasks), self.share[1]) if self.only == step else range(len(tasks))
@@ -162,7 +181,7 @@ class Build:
             # Forked: a worker starts in no time, with every module loaded. The executor, unlike
             # multiprocessing.Pool, notices when one is killed for its memory.
             with ProcessPoolExecutor(
-                workers, get_context("fork"), initializer=_begin_worker, initargs=(self._lock.fileno(),)
+                workers, get_context("fork"), initializer=_begin_worker, initargs=(self._lock.fileno(), os.getpid())
             ) as pool:
                 try:
                     for done in as_completed([pool.submit(_perform, *job) for job in jobs]):
@@ -177,11 +196,11 @@ class Build:
                     raise
 
 
-def _lock_soon(file) -> None:
+def _lock_soon(file, kind: int) -> None:
     """Lock `file`; the last processes of a build that was just killed may hold it for a moment."""
     for attempt in range(50):
         try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if attempt == 49:
                 raise
@@ -209,16 +228,26 @@ def _share(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def _begin_worker(lock: int) -> None:
+def _begin_worker(lock: int, parent: int) -> None:
     os.close(lock)  # else a worker that dies a moment after its parent keeps the next build out
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it was asked for
+        os._exit(1)
 
 
 def _perform(function: Callable, folder: Path, task: tuple) -> None:
     """Run a task in a folder aside, then give it its name."""
     began = time.monotonic()
     folder.parent.mkdir(exist_ok=True)
+    with open(folder.parent / f".lock-{folder.name}", "w") as lock:
+        # Of two jobs that were given the same task, the second finds it done.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            _perform_alone(function, folder, task, began)
+
+
+def _perform_alone(function: Callable, folder: Path, task: tuple, began: float) -> None:
     for stale in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(stale)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

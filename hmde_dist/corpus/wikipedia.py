@@ -8,7 +8,7 @@ The steps (see `STEPS`; `corpus.steps` makes each of them resumable and spreads 
     count, sizes, orphans, all_sizes   groups of every category, direct ones first, then their parents
     merge, finish             each bucket -> groups with their categories, written as documents
 
-Every step takes constant memory but `select`, which holds 32 bytes a page of one wiki. Neither the number of processes
+Every step takes constant memory but `select`, which holds about 70 bytes a page of one wiki. Neither the number of processes
 nor their order changes a byte of the result.
 
 Owns the filters (every drop is counted, per language) and the choice of a group's categories. Refuses wikis that are no
@@ -77,7 +77,7 @@ _SCRIPT_OF = {language: script for script, languages in _SCRIPTS.items() for lan
 _REFERENCES = re.compile(r" {2}\^ .*", re.DOTALL)
 _LIST_TITLE = re.compile(
     r"(Lists?|Liste[ns]?|Listado|Lista|Lijst|Lijsten|Elenco|Seznam|Zoznam|Luettelo|Danh sách|Daftar|Senarai) "
-    r"(of|der|des|du|von|de|di|dei|delle|degli|del|van|över|over)|Список |Спис |Списък |Списак |Κατάλογος |قائمة |فهرست "
+    r"(of|der|des|du|von|de|di|dei|delle|degli|del|van|över|over)\b|Список |Спис |Списък |Списак |Κατάλογος |قائمة |فهرست "
     r"|רשימת |.*の一覧|.*列表$|.* 목록$|.* की सूची|.* তালিকা|รายชื่อ",
     re.IGNORECASE,
 )
@@ -155,8 +155,8 @@ def build_documents(
         if build.complete:
             return json.loads((out / "report.json").read_text(encoding="utf-8"))
         problems = []
-        if sitelinks:
-            problems += build.run("sitelinks", write_sitelinks, [(sitelinks, list(wikis.values()))])
+        asked = [(sitelinks, list(wikis.values()))] if sitelinks else []
+        problems += build.run("sitelinks", write_sitelinks, asked)
         links = build.folder("sitelinks", 0) / "sitelinks.sqlite" if sitelinks else None
         problems += build.run("facts", write_facts, [(wiki, tables[code], links) for code, wiki in wikis.items()])
         facts = {code: build.folder("facts", number) / "facts.sqlite" for number, code in enumerate(wikis)}
@@ -211,6 +211,8 @@ def _wikis_of(dumps: Dumps, languages: Sequence[str], folder: Path) -> dict[str,
     if missing:
         found = ", ".join(sorted(available)) or "none"
         raise InputError(f"{folder}: no content dump for {', '.join(missing)}; there are dumps for: {found}")
+    if len(set(languages)) < 2:
+        raise InputError("--languages: comparable documents need two languages or more")
     return {language: available[language] for language in dict.fromkeys(languages)}
 
 
@@ -242,13 +244,13 @@ def describe_plan(dumps_folder: Path, languages: Sequence[str], workers: int) ->
 def _extract(
     folder: Path, path: Path, language: str, facts_of: Mapping[str, Path], buckets: int, filters: Filters
 ) -> dict:
-    """Step: the pages of one dump file that pass the filters, dealt into buckets, and a row for each in `pages.npy`."""
+    """Step: the pages of one dump file that pass the filters, dealt into buckets, and a row for each in `pages.bin`."""
     facts = WikiFacts(facts_of[language], language, facts_of)
     counts: Counter = Counter()
     problems: list[str] = []
     dealer = Dealer(folder, buckets)
     split_sentences = sentence_splitter(filters.splitter)
-    rows, signatures = [], []
+    rows, signatures = open(folder / "pages.bin", "wb"), open(folder / "signatures.bin", "wb")
     for page in read_pages(path, problems):
         counts["pages"] += 1
         item = page.item if re.fullmatch("Q[0-9]{1,18}", page.item) else facts.item_of(page.page_id, page.title)
@@ -260,8 +262,8 @@ def _extract(
             continue
         kept = sentences[: filters.max_sentences]
         row, signature = describe(page.page_id, item, kept)
-        rows.append(row)
-        signatures.append(signature)
+        rows.write(row.tobytes())
+        signatures.write(signature.tobytes())
         record = {
             "item": item,
             "page": page.page_id,
@@ -272,10 +274,8 @@ def _extract(
             "topic": page.topics[0] if page.topics else "",
         }
         dealer.deal(item, json.dumps(record, ensure_ascii=False).encode() + b"\n")
-    dealer.close()
-    empty = describe(0, "Q0", ())
-    np.save(folder / "pages.npy", np.concatenate([*rows, empty[0][:0]]))
-    np.save(folder / "signatures.npy", np.stack([*signatures, empty[1]])[:-1])
+    for file in (dealer, rows, signatures):
+        file.close()
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     source = {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
@@ -319,9 +319,10 @@ def _groups(parts: Sequence[Path], bucket: int, left_out: Mapping[str, Path]) ->
     """(item, records by language) of a bucket, without the pages that are left out; groups of one language, too."""
     dropped = {language: np.load(path) for language, path in left_out.items()}
     for item, records in read_bucket(parts, bucket, _parse):
-        kept = [record for record in records if not _contains(dropped[record["lang"]], record["page"])]
+        # By language: a page that the dumps hold twice comes once.
+        kept = {r["lang"]: r for r in reversed(records) if not _contains(dropped[r["lang"]], r["page"])}
         if kept:
-            yield item, sorted(kept, key=lambda record: record["lang"])
+            yield item, [kept[language] for language in sorted(kept)]
 
 
 def _contains(numbers: np.ndarray, number: int) -> bool:

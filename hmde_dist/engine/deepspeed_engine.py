@@ -49,7 +49,8 @@ def deepspeed_config(recipe: Recipe, world: World) -> dict:
     engine = recipe.engine
     zero: dict = {"stage": engine.zero_stage}
     if engine.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = engine.zero3_persistence
+        kept = engine.zero3_persistence
+        zero["stage3_param_persistence_threshold"] = 100_000 if kept is None else kept
         # DeepSpeed's own linear would replace torch's for the whole process.
         zero["memory_efficient_linear"] = False
     config = {

@@ -267,6 +267,7 @@ class _Columns(NamedTuple):
     span: slice  # among the columns of the block
     places: Tensor  # [T] among all that were gathered
     units: Tensor  # [T, W]
+    scaled: Tensor  # [T, W] units times scale
     inverse_norms: Tensor  # [K, T]
 
 
@@ -283,7 +284,7 @@ class _Block:
     """Rows of this rank against columns of all ranks."""
 
     plan: _Plan
-    rows: Tensor  # [n, W], unit vectors times scale
+    rows: Tensor  # [n, W]
     inverse_norms: Tensor  # [K, n]
     row_side: _Side  # [n]
     column_side: _Side  # [A]
@@ -293,10 +294,11 @@ class _Block:
     def row_spans(self) -> list[slice]:
         return _spans(len(self.rows), self.plan.tile)
 
-    def columns(self, all_CW: Tensor) -> Iterator[_Columns]:
+    def columns(self, all_CW: Tensor, scale: Tensor) -> Iterator[_Columns]:
         for span in _spans(len(self.places), max(1, self.plan.tile // len(self.plan.widths))):
             units_TW = all_CW[self.places[span]]
-            yield _Columns(span, self.places[span], units_TW, _inverse_norms(units_TW, self.plan.widths))
+            norms = _inverse_norms(units_TW, self.plan.widths)
+            yield _Columns(span, self.places[span], units_TW, units_TW * scale, norms)
 
     def tiles(self, rows: slice, columns: _Columns) -> Iterator[tuple[Tensor, list[_Kept]]]:
         """For each width, the products [I, T] times scale, and the scores as each direction sees them."""
@@ -310,9 +312,9 @@ class _Block:
         products = None
         for k, slab in enumerate(plan.slabs):
             if products is None:
-                products = self.rows[rows, slab] @ columns.units[:, slab].T
+                products = self.rows[rows, slab] @ columns.scaled[:, slab].T
             else:
-                products.addmm_(self.rows[rows, slab], columns.units[:, slab].T)
+                products.addmm_(self.rows[rows, slab], columns.scaled[:, slab].T)
             scores = products  # of the last width nobody reads the products any more
             if k < len(plan.widths) - 1:
                 scores = (products * self.inverse_norms[k, rows, None]).mul_(columns.inverse_norms[k])
@@ -337,13 +339,13 @@ def _spans(number: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, number)) for start in range(0, number, size)]
 
 
-def _blocks(plan: _Plan, x: Tensor, y: Tensor, scale: Tensor) -> list[_Block]:
+def _blocks(plan: _Plan, x: Tensor, y: Tensor) -> list[_Block]:
     """x against y, x against h, y against g."""
     counts = [len(side.groups) // plan.ranks.size for side in (plan.pairs[1], *plan.hard)]
     first_of_rank = torch.arange(plan.ranks.size, device=x.device)[:, None] * sum(counts)
     of_rank = torch.arange(sum(counts), device=x.device).split(counts)
     of_x, of_y = (
-        (units * scale, _inverse_norms(units, plan.widths), side.at(plan.own))
+        (units, _inverse_norms(units, plan.widths), side.at(plan.own))
         for units, side in zip((x, y), plan.pairs, strict=True)
     )
     sides = (plan.pairs[1], *plan.hard)
@@ -436,8 +438,8 @@ class _TileLoss(torch.autograd.Function):
         all_CW = plan.ranks.all_gather(torch.cat([y, h, g]) if len(h) + len(g) else y)
         from_x, from_y = (_Ledger.empty(plan, queries, x) for queries in (len(x), plan.shares.shape[1]))
         ledgers = (from_x, from_x, from_y.at(plan.own))
-        for block, ledger in zip(_blocks(plan, x, y, scale), ledgers, strict=True):
-            for columns in block.columns(all_CW):
+        for block, ledger in zip(_blocks(plan, x, y), ledgers, strict=True):
+            for columns in block.columns(all_CW, scale):
                 for rows in block.row_spans():
                     for k, (_, kept) in enumerate(block.tiles(rows, columns)):
                         ledger.at(rows).add(k, kept[0])
@@ -472,8 +474,8 @@ def _gradients(
     # Along a prefix a vector has no effect on its cosines; of the last width F.normalize takes care.
     along_x, along_y = (x.new_zeros(len(plan.widths), len(x)) for _ in range(2))
     ways = ((from_x, d_x, along_x), (from_x, d_x, along_x), (own_from_y, d_y, along_y))
-    for block, (slopes, d_rows, along_rows) in zip(_blocks(plan, x, y, scale), ways, strict=True):
-        for columns in block.columns(all_CW):
+    for block, (slopes, d_rows, along_rows) in zip(_blocks(plan, x, y), ways, strict=True):
+        for columns in block.columns(all_CW, scale):
             d_columns = torch.zeros_like(columns.units)
             along_columns = torch.zeros_like(columns.inverse_norms)
             for rows in block.row_spans():
@@ -493,7 +495,7 @@ def _gradients(
                     total = slope if total is None else total.add_(slope)
                     d_rows[rows, slab].addmm_(total, columns.units[:, slab])
                     d_columns[:, slab].addmm_(total.T, block.rows[rows, slab])
-            _drop_along(d_columns, columns.units, along_columns, plan.widths, columns.inverse_norms)
+            _drop_along(d_columns.mul_(scale), columns.units, along_columns, plan.widths, columns.inverse_norms)
             d_all_CW.index_add_(0, columns.places, d_columns)
     # The own pairs: once for the scale, which reads d_x and the hard negatives' part of d_y, once for y.
     inverse_x, inverse_y = _inverse_norms(x, plan.widths), _inverse_norms(y, plan.widths)

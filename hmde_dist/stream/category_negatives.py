@@ -19,6 +19,7 @@ class CategoryNegatives:
 
     def __init__(self, index: ShardIndex, seed: int):
         self.index, self.seed = index, seed
+        self._groups_of: dict[int, np.ndarray] = {}  # of languages so rare that a few tries found none
         columns = index.columns
         self._first_category = columns["group_categories"].astype(np.int64)
         groups = np.repeat(np.arange(index.groups, dtype=np.uint32), np.diff(self._first_category))
@@ -63,9 +64,13 @@ class CategoryNegatives:
         tries = tries.astype(np.int64)
         usable = tries[self._has(tries, language) & (tries != group)]
         if not len(usable):
-            # A rare language: look at every group.
-            usable = np.flatnonzero(self._has(np.arange(self.index.groups), language))
+            # A rare language: look at every group that has it.
+            if language not in self._groups_of:
+                self._groups_of[language] = np.flatnonzero(self._has(np.arange(self.index.groups), language))
+            usable = self._groups_of[language]
             usable = usable[usable != group] if len(usable) > 1 else usable
+            share = draws.uniform(self.seed, "rare", epoch, group, side)[0]
+            return int(usable[int(share * len(usable))]), False
         return int(usable[0]), False
 
     def _document_of(self, groups: np.ndarray, language: np.ndarray) -> np.ndarray:

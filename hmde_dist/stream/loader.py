@@ -141,10 +141,11 @@ class RankBatches(Dataset):
                 samples, mine.documents[:, side].tolist(), mine.starts[:, side].tolist(), strict=True
             )
         ]
+        starts = self.mixture.starts(mine.source, negative_groups, negative_documents, mine.epoch, "negative window")
         documents += [
-            reader[group].document(document)
-            for group, document in zip(
-                negative_groups.T.ravel().tolist(), negative_documents.T.ravel().tolist(), strict=True
+            _window(reader[group].document(document), start, packing["sentences"])
+            for group, document, start in zip(
+                *(table.T.ravel().tolist() for table in (negative_groups, negative_documents, starts)), strict=True
             )
         ]
         groups = np.concatenate([np.tile(mine.groups, 2), negative_groups.T.ravel()])

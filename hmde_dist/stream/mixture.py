@@ -12,10 +12,11 @@ import numpy as np
 from hmde_dist.command import InputError
 from hmde_dist.stream import draws
 from hmde_dist.stream.index import ShardIndex
-from hmde_dist.stream.plan import PLAN_VERSION, GlobalBatch, Plan, PlanSettings
+from hmde_dist.stream.plan import PLAN_VERSION, GlobalBatch, Plan, PlanSettings, window_starts
 
 _BLOCK = 1 << 14  # steps whose draws are made together
-_CHUNK = 1 << 20  # groups that are looked at together
+_CELLS = 1 << 26  # of a table of groups and languages that is made at once
+_PLANS = 64  # language pairs whose orders stay in memory
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,30 @@ class LanguagePairs:
             )
         weights = np.array([together[pair] for pair in self.pairs], dtype=float) ** settings.temperature
         self._draws = Draws(settings.seed, f"language pair {source}", weights)
-        self._plans: dict[int, Plan] = {}
+        self._plans: dict[int, Plan] = {}  # those used last
+        self._groups: dict[int, np.ndarray] = {}
         self.batches_per_epoch = sum(int(together[pair]) // settings.pairs for pair in self.pairs)
 
     def batch(self, number: int) -> GlobalBatch:
         part, number = self._draws.of(number)
-        if part not in self._plans:
+        plan = self._plans.pop(part, None)
+        if plan is None:
             # The order of the two languages is drawn by nobody: the objective is symmetric.
             pair = self.pairs[part]
-            self._plans[part] = Plan(self.index, self.settings, self.source, groups_with(self.index, pair), pair)
-        return self._plans[part].batch(number)
+            groups = np.intersect1d(*(self._groups_of(language) for language in pair), assume_unique=True)
+            plan = Plan(self.index, self.settings, self.source, groups, pair)
+        self._plans[part] = plan  # the last one now
+        if len(self._plans) > _PLANS:
+            del self._plans[next(iter(self._plans))]
+        return plan.batch(number)
+
+    def _groups_of(self, language: int) -> np.ndarray:
+        """The groups that have a language, sorted."""
+        if language not in self._groups:
+            documents = np.flatnonzero(self.index.columns["document_language"] == language)
+            first = self.index.columns["group_documents"]
+            self._groups[language] = (np.searchsorted(first, documents, side="right") - 1).astype(np.uint32)
+        return self._groups[language]
 
 
 class Mixture:
@@ -125,6 +140,10 @@ class Mixture:
         part, number = self._draws.of(step) if len(self.parts) > 1 else (0, step)
         return self.parts[part].batch(number)
 
+    def starts(self, source: int, groups: np.ndarray, documents: np.ndarray, epoch: int, what: str) -> np.ndarray:
+        """See `stream.plan.window_starts`."""
+        return window_starts(self.indexes[source], self.settings, groups, documents, epoch, what)
+
     def state(self, step: int) -> dict:
         """Where a run stands before step `step`, for checkpoints and people."""
         numbers = [self._draws.of(step)] if len(self.parts) > 1 else [(0, step)]
@@ -148,17 +167,9 @@ def _language_table(index: ShardIndex, start: int, stop: int) -> np.ndarray:
 def pair_counts(index: ShardIndex) -> np.ndarray:
     """[languages, languages] groups that have both."""
     counts = np.zeros((len(index.languages),) * 2, dtype=np.int64)
-    for start in range(0, index.groups, _CHUNK):
+    chunk = max(1, min(_CELLS // len(index.languages), 1 << 24))
+    for start in range(0, index.groups, chunk):
         # In float32 a count up to 2 ** 24 is exact, and the product is BLAS's.
-        table = _language_table(index, start, min(start + _CHUNK, index.groups)).astype(np.float32)
+        table = _language_table(index, start, min(start + chunk, index.groups)).astype(np.float32)
         counts += (table.T @ table).astype(np.int64)
     return counts
-
-
-def groups_with(index: ShardIndex, pair: tuple[int, int]) -> np.ndarray:
-    """The groups that have both languages, sorted."""
-    found = []
-    for start in range(0, index.groups, _CHUNK):
-        table = _language_table(index, start, min(start + _CHUNK, index.groups))
-        found.append(start + np.flatnonzero(table[:, pair[0]] & table[:, pair[1]]))
-    return np.concatenate(found)

@@ -118,8 +118,9 @@ class Plan:
                 f"{index.folder} has {len(groups)} groups in two or more languages, fewer than one batch of "
                 f"{settings.pairs}: {remedy}"
             )
-        counts = language_counts(index)
-        self.language_weight = np.where(counts > 0, np.maximum(counts, 1.0) ** (settings.temperature - 1.0), 0.0)
+        if pair is None:
+            counts = language_counts(index)
+            self.language_weight = np.where(counts > 0, np.maximum(counts, 1.0) ** (settings.temperature - 1.0), 0.0)
         self._epoch: tuple[int, np.ndarray | None] = (-1, None)  # the one epoch that stays in memory
 
     def batch(self, number: int) -> GlobalBatch:
@@ -129,7 +130,8 @@ class Plan:
             self._epoch = (epoch, self._order_of_epoch(epoch))
         groups = self._epoch[1][place].astype(np.int64)
         documents = self._languages(groups) if self.pair else self._draw_documents(groups, epoch)
-        return GlobalBatch(self.source, epoch, groups, documents, self._starts(groups, documents, epoch))
+        starts = window_starts(self.index, self.settings, groups, documents, epoch, "window")
+        return GlobalBatch(self.source, epoch, groups, documents, starts)
 
     def _order_of_epoch(self, epoch: int) -> np.ndarray:
         """[batches, P] uint32, the group numbers of every batch of an epoch.
@@ -204,15 +206,18 @@ class Plan:
         language = np.asarray(self.index.columns["document_language"])[document]
         return np.stack([np.flatnonzero(language == wanted) - first for wanted in self.pair], axis=1)
 
-    def _starts(self, groups: np.ndarray, documents: np.ndarray, epoch: int) -> np.ndarray:
-        """[P, 2] where the window of each document begins."""
-        if self.settings.window == "first":
-            return np.zeros(documents.shape, dtype=np.int64)
-        position = np.asarray(self.index.columns["group_documents"])[groups].astype(np.int64)[:, None] + documents
-        sentences = np.asarray(self.index.columns["document_sentences"])[position].astype(np.int64)
-        places = np.maximum(sentences - self.settings.sentences, 0) + 1
-        share = draws.uniform(self.settings.seed, "window", epoch, groups[:, None], documents)
-        return (share * places).astype(np.int64)
+
+def window_starts(
+    index: ShardIndex, settings: PlanSettings, groups: np.ndarray, documents: np.ndarray, epoch: int, what: str
+) -> np.ndarray:
+    """[P, 2] where the window of each document begins; `groups` are [P] or [P, 2]."""
+    if settings.window == "first":
+        return np.zeros(documents.shape, dtype=np.int64)
+    groups = groups[:, None] if groups.ndim == 1 else groups
+    position = np.asarray(index.columns["group_documents"])[groups].astype(np.int64) + documents
+    sentences = np.asarray(index.columns["document_sentences"])[position].astype(np.int64)
+    places = np.maximum(sentences - settings.sentences, 0) + 1
+    return (draws.uniform(settings.seed, what, epoch, groups, documents) * places).astype(np.int64)
 
 
 def _several_documents(first: np.ndarray, chunk: int = 1 << 20) -> np.ndarray:

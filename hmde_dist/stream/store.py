@@ -12,14 +12,17 @@ Refuses URLs of other kinds than `SCHEMES`, and every file that is not what the 
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hmde_dist.command import InputError, output_file
 
@@ -28,6 +31,7 @@ SCHEMES = ("azure", "azure-dl", "gs", "hf", "oci", "s3", "sftp")
 ATTEMPTS = 5
 MISSING_ATTEMPTS = 2  # an object store may show a new object late, but no later than this
 FIRST_WAIT_S = 0.5  # doubled after each attempt: 7.5 s in all
+PATIENCE_S = 120  # a remote that does not even refuse runs into the time limits of the clients: no attempt after this
 WHOLE_SET = ("manifest.json", "index.json")  # files beside the shards, which stay as long as the cache
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -202,6 +206,17 @@ def _fetch(url: str, path: Path, entry: dict | None = None) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@functools.lru_cache(maxsize=8)
+def _downloader(host: str, process: int, thread: int) -> Any:
+    """mosaicml-streaming's downloader for URLs of a host: to make one takes longer than to download a small file.
+
+    Each process and thread has its own, for the clients in them may be shared by neither.
+    """
+    from streaming.base.storage import CloudDownloader  # heavy: only where there is a URL
+
+    return CloudDownloader.get(host)
+
+
 def _download(url: str, path: Path, entry: dict | None) -> None:
     """Download and check `url`, trying again as often as may help.
 
@@ -209,14 +224,12 @@ def _download(url: str, path: Path, entry: dict | None) -> None:
         InputError: the last reason why it did not work.
         OSError: no room.
     """
-    from streaming.base.storage import CloudDownloader  # heavy: only where there is a URL
-
-    wait = FIRST_WAIT_S
+    began, wait = time.monotonic(), FIRST_WAIT_S
     for attempt in range(1, ATTEMPTS + 1):
         missing = False
         try:
-            # A client for each file: 60 ms, and nothing that must not be shared by threads or forked.
-            CloudDownloader.direct_download(url, str(path))
+            host = "/".join(url.split("/")[:3])
+            _downloader(host, os.getpid(), threading.get_ident()).download(url, str(path))
             if not path.exists():  # the client for gs:// swallows some errors
                 raise FileNotFoundError(url)
             problem = _check(path, entry)
@@ -224,6 +237,7 @@ def _download(url: str, path: Path, entry: dict | None) -> None:
                 return
             way_out = "the shard set there is damaged or was replaced: upload it again, then start again"
         except Exception as error:  # what the clients of object stores raise has no common type
+            _downloader.cache_clear()  # the next attempt begins with new connections and credentials
             for cause in _causes(error):
                 if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
                     raise cause from None
@@ -231,7 +245,7 @@ def _download(url: str, path: Path, entry: dict | None) -> None:
             problem = "not there, or not to be read with these credentials" if missing else _one_line(error)
             way_out = "check the URL, the network and the credentials"
         path.unlink(missing_ok=True)
-        if attempt == (MISSING_ATTEMPTS if missing else ATTEMPTS):
+        if attempt == (MISSING_ATTEMPTS if missing else ATTEMPTS) or time.monotonic() - began > PATIENCE_S:
             break
         time.sleep(wait)
         wait *= 2

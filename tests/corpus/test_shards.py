@@ -28,7 +28,7 @@ from hmde_dist.corpus.shard_build import STEPS, build_shards, choose_clusters
 from hmde_dist.corpus.shards import COLUMNS, NO_CLUSTER, decode_group, encode_group
 from hmde_dist.corpus.steps import ShareDone
 from hmde_dist.corpus.text import SentenceTokenizer
-from hmde_dist.corpus.tokenizer import load_tokenizer
+from hmde_dist.corpus.tokenizer import load_tokenizer, train_tokenizer
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.reader import GroupReader
 
@@ -341,6 +341,29 @@ def test_category_named_by_no_group_is_no_cluster(tokenizer, tmp_path):
     manifest = build_shards([write_documents(tmp_path / "a.jsonl", documents)], tokenizer, 10, tmp_path / "out", "wds")
     assert manifest["clusters"] == ["", "x"]
     assert ShardIndex.open(tmp_path / "out").columns["group_cluster"].tolist() == [NO_CLUSTER, 1, 1]
+
+
+def test_a_group_larger_than_a_shard_has_one_of_its_own(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHARD_BYTES", 200)
+    texts = ["Two bees. " * n for n in (1, 400, 1, 400)]
+    documents = [Document(f"a{n}", "en", text=text) for n, text in enumerate(texts)]
+    manifest = build_shards([write_documents(tmp_path / "a.jsonl", documents)], tokenizer, 10, tmp_path / "out", "mds")
+    reader = GroupReader(ShardIndex.open(tmp_path / "out"))
+    assert sorted(reader[n].id for n in range(4)) == ["a0", "a1", "a2", "a3"] and len(manifest["shards"]) >= 2
+
+
+def test_an_out_that_is_a_link_or_was_built_before_is_no_trap(tokenizer, tmp_path):
+    path = write_documents(tmp_path / "a.jsonl", [Document("a", lang, text="Two bees.") for lang in ("de", "en")])
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    first = build_shards([path], tokenizer, 10, tmp_path / "link", "wds")
+    assert ShardIndex.open(tmp_path / "link").groups == 1
+    shutil.rmtree(tmp_path / "real")
+    # Another tokenizer at the same place is not mistaken for the one before.
+    other = train_tokenizer([Document("a", "en", text="bees two honey make " * 9)], 30, tmp_path / "tokenizer")
+    second = build_shards([path], other, 10, tmp_path / "real", "wds")
+    ids = GroupReader(ShardIndex.open(tmp_path / "real"))[0].tokens
+    assert first["vocabulary"] != second["vocabulary"] and ids.max() < second["vocabulary"]
 
 
 def test_failed_shards_leave_no_shard_set(tokenizer, tmp_path, monkeypatch):

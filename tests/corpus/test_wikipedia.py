@@ -337,6 +337,57 @@ def test_work_of_other_settings_is_not_continued(tmp_path):
     assert (tmp_path / "out.partial" / "sitelinks" / "00000").exists()
 
 
+def test_a_page_that_the_dumps_hold_twice_is_kept_once(tmp_path):
+    for wiki in ("enwiki", "dewiki"):
+        write_cirrus(tmp_path / "dumps", wiki, [page(1, "Q1"), page(2, "Q2"), page(1, "Q1")])
+    report = build_documents(tmp_path / "dumps", ("en", "de"), tmp_path / "out", 1)
+    assert sorted((d.id, d.lang) for d in documents(tmp_path / "out")) == [
+        (item, lang) for item in ("Q1", "Q2") for lang in ("de", "en")
+    ]
+    assert report["filters"]["en"]["item_twice"] == 1
+
+
+def test_the_page_dump_alone_does_not_make_tracking_categories_usable(tmp_path):
+    pages = [page(n, f"Q{n}", category=["Articles with broken links", "Cats"]) for n in (1, 2)]
+    both(tmp_path / "dumps", pages)
+    category_tables(tmp_path / "dumps", "enwiki", {"Articles with broken links": None, "Cats": None})
+    next((tmp_path / "dumps").rglob("enwiki-*-page_props.sql.gz")).unlink()
+    build_documents(tmp_path / "dumps", ("en", "de"), tmp_path / "out", 1)
+    assert categories_of(tmp_path / "out") == {"Q1": ("en:Cats",), "Q2": ("en:Cats",)}
+
+
+def test_steps_of_absent_dumps_and_of_no_step_are_answered(tmp_path):
+    write_cirrus(tmp_path / "dumps", "enwiki", [page(1, "Q1")])
+    write_cirrus(tmp_path / "dumps", "dewiki", [page(1, "Q1")])
+    arguments = (tmp_path / "dumps", ("en", "de"), tmp_path / "out", 1, Filters())
+    with pytest.raises(ShareDone):  # there is no wb_items_per_site: nothing to do, and no error
+        build_documents(*arguments, "sitelinks", (0, 1))
+    with pytest.raises(InputError, match="name the step with --step"):
+        build_documents(*arguments, None, (1, 2))
+    with pytest.raises(InputError, match="two languages or more"):
+        build_documents(tmp_path / "dumps", ("en", "en"), tmp_path / "other", 1)
+
+
+def test_what_a_kill_in_the_last_moment_leaves_is_cleaned_up(tmp_path):
+    write_sample(tmp_path / "dumps")
+    arguments = (tmp_path / "dumps", LANGUAGES, tmp_path / "out", 1, EVERYTHING)
+    report = build_documents(*arguments)
+    work, trash = tmp_path / "out.partial", tmp_path / ".out.trash-1"
+    for folder in (work, trash):
+        (folder / "extract").mkdir(parents=True)
+    (work / "published").touch()
+    (tmp_path / "out" / "result.json").touch()
+    assert build_documents(*arguments) == json.loads(json.dumps(report))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dumps", "out"]
+    assert not (tmp_path / "out" / "result.json").exists()
+    work.mkdir()
+    (work / "extract").mkdir()
+    with pytest.raises(InputError, match="not the work of a build"):
+        build_documents(
+            tmp_path / "dumps", LANGUAGES, (tmp_path / "out").rename(tmp_path / "moved").with_name("out"), 1
+        )
+
+
 def test_a_plan_names_what_is_there_and_what_is_not(tmp_path):
     write_sample(tmp_path / "dumps")
     next((tmp_path / "dumps").rglob("jawiki-*-page.sql.gz")).unlink()

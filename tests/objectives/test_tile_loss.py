@@ -1,7 +1,6 @@
 """The tile loss against the formulas written out row by row, in one process and in several."""
 
-import subprocess
-import sys
+import math
 import textwrap
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from launch import environment, finish, start, torchrun
+from launch import PROGRAMS, ROOT, environment, finish, start, torchrun
 
 from hmde_dist.objectives.document_contrast import document_contrast
 from hmde_dist.objectives.tile_loss import Hard, tile_loss
@@ -211,16 +210,16 @@ SCRIPT = """
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     for name, options in CASES.items():
+        whole = make_batch(pairs=8, h=8, g=4)
+        loss, accuracy = reference(whole, options)
+        loss.backward()
         for tile in (1, 5, 2048):
-            whole = make_batch(pairs=8, h=8, g=4)
+            print(name, tile)
             own = whole.part(rank, world)
             contrast = tiled(own, options, tile=tile)
             contrast.loss.backward()
-            loss, accuracy = reference(whole, options)
-            loss.backward()
             means = torch.stack([contrast.loss.detach(), contrast.accuracy, own.scale.grad[0]])
             dist.all_reduce(means)
-            print(name, tile)
             close(means / world, torch.stack([loss.detach(), torch.tensor(accuracy).double(), whole.scale.grad[0]]))
             for vectors, of_all in zip(own.vectors()[:4], whole.vectors()[:4]):
                 expected = None if of_all.grad is None else of_all.grad.chunk(world)[rank]
@@ -277,31 +276,31 @@ def test_each_rank_has_what_document_contrast_gives_it(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("positives", ["own", "group"])
 def test_a_row_with_no_negative_costs_nothing(dtype, positives):
-    x, y = torch.randn(2, 3, 4, dtype=dtype).requires_grad_()
-    x.retain_grad()
-    groups = torch.tensor([5, 5, 5]) if positives == "own" else torch.tensor([1, 2, 3])
+    x, y = torch.randn(2, 3, 4, dtype=dtype)
+    x.requires_grad_()
+    groups = torch.tensor([5, 5, 5])
     languages = torch.arange(3), torch.arange(3)
-    contrast = tile_loss(
-        *(x, y, groups, torch.tensor([1000.0])), positives=positives, languages=languages, scope="same"
-    )
+    scope = "all" if positives == "own" else "same"
+    contrast = tile_loss(x, y, groups, torch.tensor([1000.0]), positives=positives, languages=languages, scope=scope)
     contrast.loss.backward()
-    assert float(contrast.loss) == 0 and float(contrast.accuracy) == 1
-    assert float(x.grad.abs().max()) == 0
+    assert contrast.loss.item() == 0 and contrast.accuracy.item() == 1
+    assert x.grad.abs().max() == 0
 
 
 @pytest.mark.parametrize("positives", ["own", "group"])
 def test_extremes_stay_finite(positives):
-    scale = torch.tensor([1000.0], requires_grad=True)
-    vectors = torch.eye(4)
-    for x, y in ((vectors, -vectors), (vectors, vectors), (torch.ones(4, 4), torch.ones(4, 4))):
+    eye, ones = torch.eye(4), torch.ones(4, 4)
+    # A row of pair 0 or 3 has 2 negatives, and with "group" a further positive; one of pair 1 or 2 has 3.
+    candidates = [3, 4, 4, 3] if positives == "own" else [4, 4, 4, 4]
+    alike = 2 * sum(map(math.log, candidates)) / 4
+    for x, y, expected in ((eye, -eye, None), (eye, eye, 0 if positives == "own" else None), (ones, ones, alike)):
         x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+        scale = torch.tensor([1000.0], requires_grad=True)
         contrast = tile_loss(x, y, torch.tensor([0, 1, 2, 0]), scale, positives=positives, tile=3)
         contrast.loss.backward()
         for tensor in (contrast.loss, x.grad, y.grad, scale.grad):
-            assert torch.isfinite(tensor).all()
-    expected = (2 * (torch.tensor(3.0).log() * 2 + torch.tensor(4.0).log() * 2) / 4) if positives == "group" else None
-    if expected is not None:
-        assert float(contrast.loss) == pytest.approx(2 * float(torch.tensor(4.0).log()), abs=1e-3)
+            assert tensor.isfinite().all()
+        assert expected is None or contrast.loss.item() == pytest.approx(expected, abs=1e-3)
 
 
 def test_no_weight_at_all_is_no_loss():
@@ -309,7 +308,7 @@ def test_no_weight_at_all_is_no_loss():
     batch = replace(batch, weights=torch.zeros_like(batch.weights))
     contrast = tiled(batch, Options("xy", True))
     contrast.loss.backward()
-    assert float(contrast.loss.detach()) == 0 and float(batch.x.grad.abs().max()) == 0
+    assert contrast.loss.item() == 0 and batch.x.grad.abs().max() == 0
 
 
 def test_bf16_vectors_are_scored_in_fp32_even_under_autocast():
@@ -364,9 +363,8 @@ def test_what_does_not_fit_is_refused(change, message):
 
 
 def test_the_matrix_of_scores_is_never_held():
-    """1,024 rows as rank 0 of 64 against 65,536 columns: scores of 256 MiB, in a process of its own."""
-    bench = Path(__file__).parents[2] / "tools" / "bench_loss.py"
-    command = [sys.executable, bench, "--pairs", "1024", "--ranks", "64", "--width", "64", "--loss", "tiles"]
-    job = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=150, check=False)
-    assert job.returncode == 0, job.stderr
-    assert 0 < float(job.stdout.split()[-1]) < 128
+    """1,024 rows as rank 0 of 64, against 65,536 columns: less memory than that of one matrix of scores, 256 MiB."""
+    options = ("--pairs", "1024", "--ranks", "64", "--loss", "tiles")
+    job = finish(start([PROGRAMS / "python", ROOT / "tools" / "bench_loss.py", *options]))
+    assert job.code == 0, job.output
+    assert 0 < float(job.output.split()[-1]) < 256

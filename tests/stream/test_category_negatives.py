@@ -73,3 +73,10 @@ def test_without_a_category_any_document_of_the_language_stands_in():
     drawn, places, found = CategoryNegatives(index_of(groups), 0).draw(np.array([0]), np.array([[0, 1]]), 0)
     assert not found.any() and drawn[0, 1] == 2001 and places[0].tolist() == [0, 1]
     assert 1 <= drawn[0, 0] <= 2001
+
+
+def test_a_rare_language_gives_all_its_documents_alike():
+    groups = [([0, 1], [7])] + [([0], [8])] * 5000 + [([0, 1], [9 + n]) for n in range(4)]
+    negatives = CategoryNegatives(index_of(groups), 0)
+    drawn = [int(negatives.draw(np.array([0]), np.array([[0, 1]]), epoch)[0][0, 1]) for epoch in range(80)]
+    assert set(drawn) == {5001, 5002, 5003, 5004}
