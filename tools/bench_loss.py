@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from hmde_dist.command import FAILED, InputError, argument_parser, positive, run_command
 from hmde_dist.objectives.tile_loss import TILE, Ranks, tile_loss
 
-DENSE_COPIES = 8  # matrices of scores alive at the peak of the dense loss, rounded up: it is not started without room
+DENSE_COPIES = 5  # matrices of scores alive at the peak of the dense loss, rounded up: it is not started without room
 
 
 class FirstOf(Ranks):

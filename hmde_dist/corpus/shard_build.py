@@ -8,7 +8,8 @@ The steps (`corpus.steps` makes each of them resumable and spreads it over proce
     write     each shard
     finish    columns, tokenizer, manifest
 
-Memory holds a bucket or a shard in each process, and in `order` some 150 bytes a group and 100 a category of a group.
+Memory holds a bucket or a shard in each process, and in `order` about 500 bytes a group (of three documents and five
+categories).
 Equal documents give equal files, in whatever order and on however many processes they come.
 """
 
