@@ -33,13 +33,13 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
 from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
 import psutil
 
+from hmde_dist.benchmark import machine, markdown
 from hmde_dist.command import (
     FAILED,
     InputError,
@@ -859,17 +859,6 @@ def generate(out: Path, pages: int, languages: Sequence[str], seed: int) -> None
     )
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first row is its head; columns but the first are numbers."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.rjust(width) if n else cell.ljust(width) for n, (cell, width) in enumerate(zip(row, widths, strict=True))) + " |"
-        for row in rows
-    ]  # fmt: skip
-    rule = "|" + "|".join("-" * (width + 1) + (":" if n else "-") for n, width in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
 # --- run
 
 SAMPLE_DOCUMENTS = 10_000
@@ -1058,13 +1047,6 @@ def report_text(stages: Sequence[Measured], content: int, closing: str) -> str:
         "Time is taken to grow with pages (in the last row with bytes) and, where a command has processes, to fall with",
         "cores, one process on each. The time of train_tokenizer is that of its sample, whatever the size of the corpus.",
     ])  # fmt: skip
-
-
-def machine() -> str:
-    names = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    cores = len(os.sched_getaffinity(0))
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{names[0] if names else 'unknown processor'}, {cores} cores, {memory:.0f} GiB, {date.today().isoformat()}"
 
 
 def main() -> int | None:

@@ -31,8 +31,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from bench_corpus import machine, markdown
 
+from hmde_dist.benchmark import machine, markdown
 from hmde_dist.command import InputError, argument_parser, positive, progress, run_command
 from hmde_dist.corpus.shards import decode_group
 from hmde_dist.stream.batch import PackedBatch, pack

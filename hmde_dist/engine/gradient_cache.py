@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from hmde_dist.objectives.document_contrast import Contrast
+from hmde_dist.objectives.tile_loss import Contrast
 from hmde_dist.stream.loader import RankBatch
 
 

@@ -106,7 +106,7 @@ def tile_loss(
 
     Collectives of a call on several ranks: forward two all-gathers (columns [c, W]; ids, weights and cosines, 8 * (4 + K)
     bytes a pair and 16 a hard negative) and two all-reduces (MAX and SUM, each [K, N]; with positives="group" 2 and 3
-    times that); backward one reduce-scatter of [C, W]. Memory: the columns and their gradient, [C, W] each; a dozen of
+    times that); backward one reduce-scatter of [C, W]. Memory: the columns and their gradient, [C, W] each; half a dozen of
     [n, W]; three or four tiles, or as much as K + 3 with widths, each of 1/K the columns.
 
     Args:

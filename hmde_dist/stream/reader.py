@@ -29,13 +29,16 @@ class GroupReader:
         self.index = index
         self._store = index.store or ShardStore(index.folder)
         self._shards = index.manifest["shards"]
+        self._paths = [index.folder / entry["name"] for entry in self._shards]
         self._mds = _mds_readers(index) if index.manifest["container"] == "mds" else None
         self._prefetcher: tuple[int, queue.Queue, set[int]] | None = None  # process, shards to come, those in work
 
     def __getitem__(self, group: int) -> Group:
         shard, row = int(self.index.columns["group_shard"][group]), int(self.index.columns["group_row"][group])
+        path = self._paths[shard]
         for _ in range(EVICTED_AT_MOST):
-            path = self._store.path(self._shards[shard])
+            if self._store.url:
+                self._store.path(self._shards[shard])  # brings it
             try:
                 return decode_group(self._sample(path, shard, row, group))
             except (OSError, ValueError, IndexError) as error:

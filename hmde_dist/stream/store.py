@@ -106,16 +106,15 @@ class ShardStore:
             InputError: the remote cannot be read, holds another file, or the cache has no room.
         """
         path = self.folder / parent / entry["name"]
-        if self.url is None:
+        if self.url is None or _touch(path, entry["bytes"]):
             return path
         with _usable(self.folder.parent):
-            if not _touch(path, entry["bytes"]):
-                path.parent.mkdir(exist_ok=True)
-                with _locked(path):
-                    if not _touch(path, entry["bytes"]):  # else another process has brought it meanwhile
-                        _fetch(f"{self.url}/{parent}{'/' * bool(parent)}{entry['name']}", path, entry)
-                if not parent and entry["name"] not in WHOLE_SET:
-                    self._evict(path)
+            path.parent.mkdir(exist_ok=True)
+            with _locked(path):
+                if not _touch(path, entry["bytes"]):  # else another process has brought it meanwhile
+                    _fetch("/".join(filter(None, (self.url, parent, entry["name"]))), path, entry)
+            if not parent and entry["name"] not in WHOLE_SET:
+                self._evict(path)
         return path
 
     def has(self, entry: dict) -> bool:
@@ -135,7 +134,7 @@ class ShardStore:
             total = sum(size for _, size, _ in facts)
             for _, size, name in sorted(facts):
                 if total > self.cache_limit and name != keep.name:
-                    (self.folder / name).unlink()
+                    (self.folder / name).unlink(missing_ok=True)
                     total -= size
 
 
@@ -190,7 +189,7 @@ def _touch(path: Path, size: int) -> bool:
     try:
         os.utime(path)
         return path.stat().st_size == size
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

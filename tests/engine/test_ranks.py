@@ -50,7 +50,7 @@ def test_two_ranks_reach_the_weights_of_one_process_with_the_whole_batch(stage, 
     assert job.code == 0, job.output
     (expected, expected_update), (found, found_update) = weights(one_process), weights(tmp_path / "run")
     assert relative_error(found, expected) < 1e-6
-    assert relative_error(found_update, expected_update) < 1e-5
+    assert relative_error(found_update, expected_update) < 5e-5
     for one, two in zip(journal(one_process), journal(tmp_path / "run"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert two["scale"] == pytest.approx(one["scale"], rel=1e-5)
@@ -68,7 +68,7 @@ def test_a_batch_in_chunks_moves_the_weights_as_the_whole_batch_does(ranks, stag
     assert job.code == 0, job.output
     (expected, expected_update), (found, found_update) = weights(one_process), weights(tmp_path / "run")
     assert relative_error(found, expected) < 1e-6
-    assert relative_error(found_update, expected_update) < 1e-5
+    assert relative_error(found_update, expected_update) < 5e-5
     for one, two in zip(journal(one_process), journal(tmp_path / "run"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert two["scale"] == pytest.approx(one["scale"], rel=1e-5)

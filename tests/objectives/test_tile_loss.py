@@ -228,32 +228,6 @@ SCRIPT = """
     dist.destroy_process_group()
 """
 
-CONTRAST = """
-    import torch, torch.distributed as dist
-    from hmde_dist.objectives.document_contrast import document_contrast
-    from hmde_dist.objectives.tile_loss import Hard, tile_loss
-
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
-    torch.manual_seed(rank)
-    groups = torch.randint(9, (4, 6))
-    groups[1] = groups[0]
-    a = torch.randn(4, 6, 16, requires_grad=True)
-    b, s, t = a.detach().clone().requires_grad_(), torch.tensor([20.0], requires_grad=True), torch.tensor([20.0], requires_grad=True)
-    dense = document_contrast(a.flatten(0, 1), groups.flatten(), s, hard_negatives=True)
-    tiles = tile_loss(b[0], b[1], groups[0], t, hard_x=Hard(b[2], groups[2]), hard_y=Hard(b[3], groups[3]))
-    dense.loss.backward()
-    (3 * tiles.loss).backward()
-    b.grad /= 3
-    t.grad /= 3
-    dist.all_reduce(s.grad)
-    dist.all_reduce(t.grad)
-    for one, other in ((dense.loss, tiles.loss), (a.grad, b.grad), (s.grad, t.grad), (dense.accuracy, tiles.accuracy)):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    assert dense.negatives == tiles.negatives
-    dist.destroy_process_group()
-"""
-
 
 def run_ranks(world: int, text: str, folder: Path):
     here = Path(__file__).parent
@@ -267,10 +241,6 @@ def run_ranks(world: int, text: str, folder: Path):
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_together_are_the_formula_on_the_whole_batch(world, tmp_path):
     run_ranks(world, SCRIPT, tmp_path)
-
-
-def test_each_rank_has_what_document_contrast_gives_it(tmp_path):
-    run_ranks(2, CONTRAST, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
