@@ -7,6 +7,7 @@
 Exit codes: 0 done, 2 bad input or configuration, 75 stopped on request and resumable, 1 anything else.
 """
 
+import atexit
 import math
 import os
 import shutil
@@ -107,6 +108,7 @@ def train(recipe: Recipe, world: topology.World) -> int:
         data.workers,
         world.device,
     )
+    atexit.register(stream.close)  # however this ends, its workers do, too
 
     def save() -> None:
         stand = state | {"stream": mixture.state(state["step"])}

@@ -179,7 +179,7 @@ def _window(document: tuple[np.ndarray, np.ndarray], start: int, sentences: int)
 
 
 def batches(dataset: RankBatches, start: int, stop: int, workers: int, device: torch.device) -> Iterator[RankBatch]:
-    """The batches of steps `start` to `stop - 1`, on `device`."""
+    """The batches of steps `start` to `stop - 1`, on `device`. To be closed by whoever may not exhaust it."""
     loader = DataLoader(
         dataset,
         sampler=range(start, stop),
@@ -195,10 +195,15 @@ def batches(dataset: RankBatches, start: int, stop: int, workers: int, device: t
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     stream = iter(loader)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-    for batch in stream:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch.to(device)
+    try:
+        for batch in stream:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch.to(device)
+    finally:
+        # Its end ends the workers. multiprocessing would, at exit, send them a SIGTERM, which they do not answer, and
+        # wait for ever.
+        del stream
 
 
 def _as_is(batch: RankBatch | InputError) -> RankBatch | InputError:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launch import PROGRAMS, environment, finish, start
 
 from hmde_dist.command import InputError
 from hmde_dist.stream.batch import PackedBatch
@@ -122,6 +123,27 @@ def test_no_steps_left_is_no_error(plan):
     assert load(plan, start=STEPS, stop=STEPS) == []
 
 
+def test_a_process_that_leaves_a_batch_unread_ends(shards, tmp_path):
+    """Loader workers do not answer SIGTERM, by which multiprocessing ends them at exit."""
+    script = tmp_path / "leave.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from hmde_dist.stream.index import ShardIndex\n"
+        "from hmde_dist.stream.loader import RankBatches, batches\n"
+        "from hmde_dist.stream.mixture import Mixture, Source\n"
+        "from hmde_dist.stream.plan import PlanSettings\n"
+        "mixture = Mixture([Source(ShardIndex.open(sys.argv[1]))], PlanSettings(8, 0.5, 2, 0.3, 6, 'first', 0))\n"
+        "stream = batches(RankBatches(mixture, 0, 1), 0, 500, 2, torch.device('cpu'))\n"
+        "import atexit; atexit.register(stream.close)\n"
+        "def fail():\n"
+        "    next(stream)\n"
+        "    raise RuntimeError('of the loop')\n"
+        "fail()\n"
+    )
+    job = finish(start([PROGRAMS / "python", script, shards("mds")], environment(), tmp_path))
+    assert job.code == 1 and "of the loop" in job.output
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_damaged_shard_is_one_clear_line_from_workers_too(shards, tmp_path, workers):
     index = ShardIndex.open(shutil.copytree(shards("wds"), tmp_path / "shards"))
@@ -142,13 +164,13 @@ def test_a_window_begins_where_the_plan_says(shards, workers):
     for step, batch in enumerate(load(mixture, workers=workers)):
         planned, expected = mixture.batch(step), []
         for side in (0, 1):
-            for group, document, start in zip(
+            for group, document, first in zip(
                 planned.groups.tolist(), planned.documents[:, side], planned.starts[:, side], strict=True
             ):
                 tokens, lengths = reader[group].document(int(document))
-                pieces = np.split(tokens, np.cumsum(lengths)[:-1])[start : start + SENTENCES]
+                pieces = np.split(tokens, np.cumsum(lengths)[:-1])[first : first + SENTENCES]
                 expected.append((group, tuple(tuple(piece.tolist()) for piece in pieces)))
-                moved += start > 0
+                moved += first > 0
         assert [(group, tuple(s[1:-1] for s in sentences)) for group, sentences in documents_of(batch)] == expected
     assert moved > 10
 
