@@ -21,18 +21,21 @@ BZ2_BLOCK = 1 << 21  # of at most 900,000 bytes, but runs of one character count
 
 _DECODERS = {".bz2": bz2.BZ2Decompressor, ".gz": lambda: zlib.decompressobj(31)}
 
-# Possessive and atomic throughout: a row cut by the end of a chunk fails in one pass, without going back.
-_QUOTED = rb"'[^'\\]*+(?:\\.[^'\\]*+)*+'"
+# Possessive and atomic throughout: a row cut by the end of a chunk fails in one pass, without going back. Groups are
+# atomic and not possessive: before Python 3.11.5 a possessive group that holds alternatives matches wrongly (gh-106052).
+_QUOTED = rb"'[^'\\]*+(?>(?:\\.[^'\\]*+)*)'"
 _VALUE = rb"(?>%b|[-+.\w]++)" % _QUOTED
 # One group for a quoted value and a number alike, so that the groups of a match are the row; NULL leaves it None.
-_CELL = rb"(?>NULL|'?+((?<=')[^'\\]*+(?:\\.[^'\\]*+)*+|(?<!')[-+.\w]++)'?+)"
+_CELL = rb"(?>NULL|'?+((?<=')[^'\\]*+(?>(?:\\.[^'\\]*+)*)|(?<!')[-+.\w]++)'?+)"
 _HALF_ROW = re.compile(
-    rb"\s*+(?:,\s*+)?+(?:\((?:%b,)*+(?:%b|'[^'\\]*+(?:\\.[^'\\]*+)*+\\?|[-+.\w]*+))?" % (_VALUE, _VALUE), re.S
+    rb"\s*+(?>(?:,\s*+)?)(?:\((?>(?:%b,)*)(?:%b|'[^'\\]*+(?>(?:\\.[^'\\]*+)*)\\?|[-+.\w]*+))?" % (_VALUE, _VALUE), re.S
 )
 _BETWEEN_ROWS = re.compile(rb"\s*+;")
 
-_BLANK = re.compile(rb"(?:\s++|(?:--|#)[^\n]*+\n|/\*(?:[^*]++|\*(?!/))*+\*/;?)*+")
-_STATEMENT = re.compile(rb"(?!--|#|/\*)(?:[^'\"`;]++|%b|\"[^\"\\]*+(?:\\.[^\"\\]*+)*+\"|`[^`]*+`)*+;" % _QUOTED, re.S)
+_BLANK = re.compile(rb"(?>(?:\s++|(?:--|#)[^\n]*+\n|/\*(?>(?:[^*]++|\*(?!/))*)\*/;?)*)")
+_STATEMENT = re.compile(
+    rb"(?!--|#|/\*)(?>(?:[^'\"`;]++|%b|\"[^\"\\]*+(?>(?:\\.[^\"\\]*+)*)\"|`[^`]*+`)*);" % _QUOTED, re.S
+)
 _INSERT = re.compile(rb"(?:INSERT|REPLACE)(?: IGNORE)? INTO `([^`]+)` (?:\(([^)]*)\) )?VALUES")
 _CREATE = re.compile(rb"CREATE TABLE (?:IF NOT EXISTS )?`([^`]+)` \(\r?\n")
 _COLUMN = re.compile(rb"^\s*`([^`]+)`", re.M)

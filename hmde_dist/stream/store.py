@@ -86,7 +86,7 @@ class ShardStore:
             with _locked(latest):
                 _fetch(f"{url}/manifest.json", latest)
                 manifest = latest.read_bytes()
-            folder = latest.with_name(f"{name}-x")
+            folder = latest.with_name(f"{name}-{hashlib.sha256(manifest).hexdigest()[:16]}")
             if not (folder / "manifest.json").exists():
                 with output_file(folder / "manifest.json", "wb") as file:
                     file.write(manifest)
