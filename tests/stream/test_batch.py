@@ -128,13 +128,11 @@ def test_lengths_of_any_integer_type_pack_alike():
     assert rows_of(packed[0]) == rows_of(packed[1]) == rows_of(packed[2])
 
 
-def test_extra_and_every_tensor_move_together():
+def test_every_tensor_moves():
     ids, lengths = np.arange(6, dtype=np.uint32), np.array([1, 2, 3])
-    batch = pack([(ids, lengths)], cls_id=CLS, sep_id=SEP, pad_id=PAD, sentence_tokens=3, sentences=3,
-                 extra={"group": np.array([7])})  # fmt: skip
-    assert batch.extra["group"].tolist() == [7]
+    batch = pack([(ids, lengths)], cls_id=CLS, sep_id=SEP, pad_id=PAD, sentence_tokens=3, sentences=3)
     moved = batch.to("meta")
     tensors = [*moved.ids, *moved.lengths, moved.upper_rows, moved.upper_positions, moved.sentence_rows,
-               moved.document_rows, *moved.extra.values()]  # fmt: skip
+               moved.document_rows]  # fmt: skip
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert (moved.runs, moved.tokens, moved.sentence_counts) == (batch.runs, batch.tokens, batch.sentence_counts)
