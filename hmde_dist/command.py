@@ -10,11 +10,15 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
+
+# Of threads only. tqdm's own lock is of processes, too: one that is killed while it draws its bar would block the others.
+tqdm.set_lock(threading.RLock())
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
