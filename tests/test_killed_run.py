@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 # Forked from a process that has imported everything: twenty starts of Python would take minutes.
 KILLED = """
     import os, random, signal, sys, time
+    from pathlib import Path
 
     import deepspeed
     import streaming.base.format
@@ -18,8 +19,8 @@ KILLED = """
     def fork(folder):
         child = os.fork()
         if child:
+            os.setpgid(child, child)
             return child
-        os.setsid()
         sys.argv = ["train.py", sys.argv[1], f"run.folder={folder}"]
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
@@ -28,20 +29,24 @@ KILLED = """
     def wait(child):
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    began = time.monotonic()
+    def lines(folder):
+        path = Path(folder) / "journal.jsonl"
+        return path.read_text().count("\\n") if path.exists() else 0
+
     assert wait(fork(sys.argv[2])) == 0
-    seconds = time.monotonic() - began
     draw, kills = random.Random(11), 0
     while kills < 20:
+        # After as many steps more, or before the first: so that machines of any speed are killed as often.
+        goal, before = draw.randint(0, 8), lines(sys.argv[3])
         child = fork(sys.argv[3])
-        time.sleep(draw.uniform(0.04, 0.1) * seconds)
-        if os.waitpid(child, os.WNOHANG) != (0, 0):
-            break
+        time.sleep(draw.uniform(0, 0.05) if goal else draw.uniform(0, 1))
+        while goal and lines(sys.argv[3]) < before + goal:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "ended by itself"
+            time.sleep(draw.uniform(0, 0.02))
         os.killpg(child, signal.SIGKILL)
         wait(child)
         kills += 1
-    else:
-        assert wait(fork(sys.argv[3])) == 0
+    assert wait(fork(sys.argv[3])) == 0
     print("kills", kills)
 """
 
