@@ -95,6 +95,11 @@ class LowerSection(Section):
     pretrained: str | None = Field(None, description="Hugging Face encoder by name or folder, with its weights")
     config: dict | None = Field(None, description="or a Hugging Face configuration, with model_type, for fresh weights")
     pooling: Literal["cls", "mean"] = Field("cls", description="sentence vector: first state, or mean of all states")
+    frozen: bool = Field(
+        False,
+        description="keep its weights: every sentence vector is computed once and only the document encoder trains",
+    )
+    unfreeze_at_step: Count | None = Field(None, description="train all weights from this step on; none = never")
 
     @model_validator(mode="after")
     def _one_source(self) -> "LowerSection":
@@ -102,7 +107,13 @@ class LowerSection(Section):
             raise ValueError("set exactly one of pretrained and config")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError('config needs model_type, such as "bert"')
+        if self.unfreeze_at_step is not None and not self.frozen:
+            raise ValueError("unfreeze_at_step needs frozen: true")
         return self
+
+    def frozen_at(self, step: int) -> bool:
+        """Whether optimizer step `step` (0-based) leaves the sentence encoder as it is."""
+        return self.frozen and (self.unfreeze_at_step is None or step < self.unfreeze_at_step)
 
 
 class UpperSection(Section):
@@ -129,6 +140,9 @@ class ObjectiveSection(Section):
 class OptimizerSection(Section):
     learning_rate: Annotated[float, Field(gt=0)]
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="learning rate of each layer of the sentence encoder, relative to the layer above it"
+    )
     schedule: Literal["linear", "constant"] = Field("linear", description="after warm-up: linear to zero, or constant")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="on matrices only, not on norms and biases")
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -138,7 +152,9 @@ class OptimizerSection(Section):
 
 class EngineSection(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(1, description="what DeepSpeed ZeRO partitions over ranks")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the encoder's matrix products; parameters, gradients and losses are always fp32"
+    )
     zero3_persistence: Annotated[int, Field(ge=0)] | None = Field(
         None, description="ZeRO-3 keeps parameters of fewer elements whole on every rank; none = 100,000"
     )
@@ -147,6 +163,10 @@ class EngineSection(Section):
         description="tokens that a rank encodes at once, about; a larger batch is encoded in chunks, twice, with the same "
         "gradients (gradient cache); none = all at once",
     )
+    activation_checkpointing: bool = Field(
+        False, description="keep only each layer's input for the backward pass and compute the rest again"
+    )
+    compile: bool = Field(False, description="torch.compile the layers of both encoders; needs a C++ compiler on a CPU")
     timeout_minutes: Count = Field(30, description="a collective that takes longer ends the run")
 
 
@@ -183,6 +203,10 @@ class Recipe(Section):
             problems.append("data.cache_limit_gib limits data.cache, which is not set")
         if self.engine.zero3_persistence is not None and self.engine.zero_stage != 3:
             problems.append("engine.zero3_persistence acts with engine.zero_stage=3 only")
+        if self.engine.compile and self.engine.zero_stage == 3:
+            problems.append(
+                "engine.compile does not go with engine.zero_stage=3, which fetches parameters by Python hooks"
+            )
         if self.optimizer.warmup_steps > self.run.steps:
             problems.append("optimizer.warmup_steps is larger than run.steps")
         if problems:

@@ -34,7 +34,7 @@ def test_a_measurement_counts_whole_batches(job, system, container, workers):
     speed = bench_stream.measure(job(system, container, workers))
     assert speed.seconds >= 0.1
     assert speed.documents > 0 and speed.documents % (2 * PAIRS) == 0
-    assert speed.documents < speed.tokens < speed.slots
+    assert speed.documents < speed.tokens == speed.slots
 
 
 def test_webdataset_gives_two_documents_of_each_group(job, shards):
@@ -49,11 +49,7 @@ def test_webdataset_gives_two_documents_of_each_group(job, shards):
     assert most <= bench_stream.SENTENCES  # else what is packed is no whole document
     seen = set()
     for batch in itertools.islice(bench_stream.webdataset_batches(job(WEBDATASET, "wds")), 3 * index.groups // PAIRS):
-        rows = [
-            ids[1 : length - 1].tolist()
-            for bucket, lengths in zip(batch.ids, batch.lengths, strict=True)
-            for ids, length in zip(bucket, lengths, strict=True)
-        ]
+        rows = [row[1:-1].tolist() for row in batch.ids.split(batch.lower.starts.diff().tolist())]
         sentences = iter(batch.sentence_rows.tolist())
         documents = [
             tuple(token for _ in range(count) for token in rows[next(sentences)]) for count in batch.sentence_counts

@@ -1,6 +1,8 @@
 """The DeepSpeed engine: the configuration is generated from the recipe, never written by hand.
 
-Owns everything DeepSpeed needs to be told so that ZeRO 0 to 3 give the same weights.
+Owns everything DeepSpeed needs to be told so that ZeRO 0 to 3 give the same weights. For DeepSpeed every run is one in fp32:
+its own bf16 mode adds up the gradients of chunks in bf16, which loses the small ones. With `engine.precision: bf16` the
+encoder computes under autocast instead; parameters, gradients, their sums and their reduction stay fp32.
 """
 
 import contextlib
@@ -9,7 +11,9 @@ import os
 import torch
 from torch import nn
 
+from hmde_dist.command import InputError
 from hmde_dist.model.modeling_hmde import HMDEModel
+from hmde_dist.model.packed_attention import encoder_layers
 from hmde_dist.recipe import Recipe
 from hmde_dist.stream.batch import PackedBatch
 from hmde_dist.topology import World
@@ -18,30 +22,40 @@ from hmde_dist.topology import World
 class TrainedModule(nn.Module):
     """What the engine trains: the encoder, and the scale of the cosine where that is learned."""
 
-    def __init__(self, encoder: HMDEModel, scale: float, trainable_scale: bool):
+    def __init__(self, encoder: HMDEModel, scale: float, trainable_scale: bool, precision: str = "fp32"):
         super().__init__()
-        self.encoder, self.initial_scale = encoder, scale
-        # Relative to the initial scale: near zero bf16 is fine enough, near log(20) it is not. Shape [1]: DeepSpeed
-        # cannot broadcast parameters without a dimension.
+        self.encoder, self.initial_scale, self.precision = encoder, scale, precision
+        # Shape [1]: DeepSpeed cannot broadcast parameters without a dimension.
         self.log_scale_change = nn.Parameter(torch.zeros(1)) if trainable_scale else None
 
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Document vectors [D, W] and the scale [1] (fp32); under ZeRO-3 a trained scale exists only inside this call."""
-        return self.encoder(batch).documents, self.scale()
+        """Document vectors [D, W] and the scale [1], fp32; under ZeRO-3 a trained scale exists only inside this call."""
+        with torch.autocast(self.encoder.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            documents_DW = self.encoder(batch).documents
+        return documents_DW.float(), self.scale()
 
     def scale(self) -> torch.Tensor:
         if self.log_scale_change is None:
             return torch.tensor([self.initial_scale], device=self.encoder.device)
-        return self.initial_scale * self.log_scale_change.float().exp()
+        return self.initial_scale * self.log_scale_change.exp()
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices with weight decay, vectors (norms, biases, [DCLS], scale) without."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def parameter_groups(module: TrainedModule, weight_decay: float, layer_decay: float) -> list[dict]:
+    """What is trained, by learning rate and weight decay.
+
+    Matrices have weight decay, vectors (norms, biases, [DCLS], scale) have none. Each layer of the sentence encoder has
+    the learning rate of the layer above it times `layer_decay`, embeddings that of a layer below the first.
+    """
+    lower = module.encoder.lower
+    layers = encoder_layers(lower)
+    depth = {id(p): len(layers) + 1 for p in lower.embeddings.parameters()}
+    depth |= {id(p): len(layers) - number for number, layer in enumerate(layers) for p in layer.parameters()}
+    groups: dict[tuple, list] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            key = layer_decay ** depth.get(id(parameter), 0), weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault(key, []).append(parameter)
+    return [{"params": found, "lr_scale": scale, "weight_decay": decay} for (scale, decay), found in groups.items()]
 
 
 def deepspeed_config(recipe: Recipe, world: World) -> dict:
@@ -53,7 +67,7 @@ def deepspeed_config(recipe: Recipe, world: World) -> dict:
         zero["stage3_param_persistence_threshold"] = 100_000 if kept is None else kept
         # DeepSpeed's own linear would replace torch's for the whole process.
         zero["memory_efficient_linear"] = False
-    config = {
+    return {
         # Rows are documents: two of each pair. One micro-batch a step: gradients are reduced once.
         "train_micro_batch_size_per_gpu": 2 * recipe.data.pairs_per_batch // world.size,
         "gradient_accumulation_steps": 1,
@@ -63,22 +77,26 @@ def deepspeed_config(recipe: Recipe, world: World) -> dict:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**62,
     }
-    if engine.precision == "bf16":
-        config["bf16"] = {"enabled": True}
-        config["communication_data_type"] = "fp32"
-    return config
 
 
 def start_engine(recipe: Recipe, encoder: HMDEModel, world: World):
     """The DeepSpeed engine around the encoder, with torch's AdamW (DeepSpeed's own is compiled at first use)."""
-    # Without this the first import of DeepSpeed's optimizers spends seconds in torch.compile.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    if recipe.engine.compile:
+        if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+            raise InputError("engine.compile=true would do nothing, for TORCHDYNAMO_DISABLE=1 is set: unset it")
+    else:
+        # Without this the first import of DeepSpeed's optimizers spends seconds in torch.compile.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     import deepspeed
 
     settings = recipe.optimizer
-    module = TrainedModule(encoder, recipe.objective.scale, recipe.objective.trainable_scale)
+    if recipe.engine.activation_checkpointing:
+        encoder.checkpoint_activations()
+    if recipe.engine.compile:
+        encoder.compile_layers()
+    module = TrainedModule(encoder, recipe.objective.scale, recipe.objective.trainable_scale, recipe.engine.precision)
     optimizer = torch.optim.AdamW(
-        parameter_groups(module, settings.weight_decay),
+        parameter_groups(module, settings.weight_decay, settings.layer_decay),
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,
@@ -90,15 +108,15 @@ def start_engine(recipe: Recipe, encoder: HMDEModel, world: World):
 
 def set_learning_rate(engine, rate: float) -> None:
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_scale"]
 
 
 def apply_update(engine) -> float:
     """Clip and step with the gradients that were reduced; returns their global norm before clipping."""
     norm = None
-    if engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled():
-        # The one case in which DeepSpeed does not keep the norm; gradients are whole and reduced here.
+    if engine.zero_optimization_stage() == 0:
+        # The one stage in which DeepSpeed does not keep the norm; gradients are whole and reduced here.
         gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients])))
+        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
     engine.step()
     return float(engine.get_global_grad_norm()) if norm is None else norm

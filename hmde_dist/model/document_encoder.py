@@ -1,6 +1,5 @@
 """The upper transformer: sentence vectors in context, and the document vector, over one flat stream without padding.
 
-Documents of equal length lie side by side in the stream, so attention inside a document is plain attention on a view.
 The file travels inside exported models.
 
 Legend: U vectors of the stream ([DCLS] and sentences of all documents), W width, H heads, D documents.
@@ -9,24 +8,10 @@ Legend: U vectors of the stream ([DCLS] and sentences of all documents), W width
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-Runs = tuple[tuple[int, int], ...]
-
-
-def attention_in_runs(
-    query_UHw: torch.Tensor, key_UHw: torch.Tensor, value_UHw: torch.Tensor, runs: Runs, dropout: float
-) -> torch.Tensor:
-    """Self-attention inside each document of the stream; `runs` as in `PackedBatch`. Returns [U, H, w]."""
-    outputs, start = [], 0
-    for length, count in runs:
-        part = slice(start, start + length * count)
-        query, key, value = (
-            t[part].view(count, length, *t.shape[1:]).transpose(1, 2) for t in (query_UHw, key_UHw, value_UHw)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        outputs.append(mixed.transpose(1, 2).reshape(length * count, *query_UHw.shape[1:]))
-        start += length * count
-    return torch.cat(outputs)
+from hmde_dist.model.packed_attention import attend, pool
+from hmde_dist.stream.batch import Segments
 
 
 def rotate(x_UHw: torch.Tensor, positions_U: torch.Tensor) -> torch.Tensor:
@@ -52,13 +37,13 @@ class DocumentLayer(nn.Module):
         self.feed_forward_in = nn.Linear(width, intermediate)
         self.feed_forward_out = nn.Linear(intermediate, width)
 
-    def forward(self, x_UW: torch.Tensor, positions_U: torch.Tensor, runs: Runs) -> torch.Tensor:
+    def forward(self, x_UW: torch.Tensor, positions_U: torch.Tensor, segments: Segments) -> torch.Tensor:
         dropout = self.dropout if self.training else 0.0
         states = self.query_key_value(self.attention_norm(x_UW))
         query, key, value = states.view(len(x_UW), 3, self.heads, -1).unbind(1)
         if self.rotary:
             query, key = rotate(query, positions_U), rotate(key, positions_U)
-        mixed = attention_in_runs(query, key, value, runs, dropout)
+        mixed = attend(query, key, value, segments, dropout)
         x_UW = x_UW + F.dropout(self.attention_out(mixed.flatten(1)), dropout)
         hidden = F.gelu(self.feed_forward_in(self.feed_forward_norm(x_UW)))
         return x_UW + F.dropout(self.feed_forward_out(hidden), dropout)
@@ -79,7 +64,7 @@ class DocumentEncoder(nn.Module):
         max_sentences: int,
     ):
         super().__init__()
-        self.dropout, self.pooling = dropout, pooling
+        self.dropout, self.pooling, self.checkpointing = dropout, pooling, False
         # One vector, not a row of an embedding table.
         self.dcls = nn.Parameter(torch.empty(width))
         self.positions = nn.Embedding(max_sentences + 1, width) if positions == "learned" else None
@@ -95,21 +80,20 @@ class DocumentEncoder(nn.Module):
         upper_rows_U: torch.Tensor,
         upper_positions_U: torch.Tensor,
         document_rows_D: torch.Tensor,
-        runs: Runs,
+        segments: Segments,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Document vectors [D, W] and the contextual states [U, W] of the stream."""
         # [DCLS] starts small, behind the norm: what it gathers from the sentences outweighs it from the first step.
         # Normalised like a sentence it would make all documents nearly equal, and their gradients nearly nothing.
-        x_UW = torch.cat([self.input_norm(sentences_NW), self.dcls[None].to(sentences_NW.dtype)])[upper_rows_U]
+        x_UW = torch.cat([self.input_norm(sentences_NW), self.dcls[None]])[upper_rows_U]
         if self.positions is not None:
             x_UW = x_UW + self.positions(upper_positions_U)
         x_UW = F.dropout(x_UW, self.dropout, training=self.training)
         for layer in self.layers:
-            x_UW = layer(x_UW, upper_positions_U, runs)
+            if self.checkpointing and self.training:
+                x_UW = checkpoint(layer, x_UW, upper_positions_U, segments, use_reentrant=False)
+            else:
+                x_UW = layer(x_UW, upper_positions_U, segments)
         x_UW = self.output_norm(x_UW)
-        pooled, start = [], 0
-        for length, count in runs:
-            states = x_UW[start : start + length * count].view(count, length, -1)
-            pooled.append(states[:, 0] if self.pooling == "dcls" else states.mean(dim=1))
-            start += length * count
-        return torch.cat(pooled)[document_rows_D], x_UW
+        pooled_DW = pool(x_UW, segments, "first" if self.pooling == "dcls" else "mean")
+        return pooled_DW[document_rows_D], x_UW

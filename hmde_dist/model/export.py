@@ -26,6 +26,7 @@ BUNDLE = (
     "corpus/text.py",
     "stream/batch.py",
     "model/configuration_hmde.py",
+    "model/packed_attention.py",
     "model/document_encoder.py",
     "model/modeling_hmde.py",
     "model/sentence_transformer.py",

@@ -1,6 +1,6 @@
 """The hierarchical encoder as one Hugging Face model: trained, saved, loaded and used through this class.
 
-Lower transformer: any Hugging Face encoder, run on sentences in length buckets. Upper transformer: `DocumentEncoder`.
+Lower transformer: a Hugging Face encoder, run on all sentences as one stream without padding. Upper transformer: `DocumentEncoder`.
 The vector of a document depends on nothing else in the batch.
 
 The file travels inside exported models; transformers copies only the files that this one imports itself, so it imports
@@ -20,6 +20,7 @@ from hmde_dist.corpus.sentences import split_sentences
 from hmde_dist.corpus.text import SentenceTokenizer
 from hmde_dist.model.configuration_hmde import HMDEConfig
 from hmde_dist.model.document_encoder import DocumentEncoder
+from hmde_dist.model.packed_attention import encode_stream, encoder_layers, pool, unpad
 from hmde_dist.stream.batch import PackedBatch, pack
 
 
@@ -44,6 +45,7 @@ class HMDEModel(PreTrainedModel):
         # Pooler and the like would hold parameters without a gradient.
         pooler = {"add_pooling_layer": False} if "add_pooling_layer" in _constructor_arguments(lower_config) else {}
         self.lower = AutoModel.from_config(lower_config, **pooler)
+        self.stream = unpad(self.lower)
         self.upper = DocumentEncoder(
             width=config.hidden_size,
             layers=config.upper_layers,
@@ -68,23 +70,26 @@ class HMDEModel(PreTrainedModel):
         elif isinstance(module, DocumentEncoder):
             nn.init.normal_(module.dcls, std=std)
 
+    def checkpoint_activations(self) -> None:
+        """While training, keep only the input of each layer and compute the rest again in the backward pass."""
+        self.lower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.upper.checkpointing = True
+
+    def compile_layers(self) -> None:
+        """Compile each layer of both encoders, for any number of tokens."""
+        for layer in (*encoder_layers(self.lower), *self.upper.layers):
+            layer.compile(dynamic=True)
+
     def encode_sentences(self, batch: PackedBatch) -> torch.Tensor:
-        """Sentence vectors [N, W] in the order of the buckets, one call of the lower encoder per bucket."""
-        vectors = []
-        for ids_NL, lengths_N in zip(batch.ids, batch.lengths, strict=True):
-            places_L = torch.arange(ids_NL.shape[1], device=ids_NL.device)
-            mask_NL = (places_L < lengths_N[:, None]).long()
-            states_NLW = self.lower(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
-            if self.config.sentence_pooling == "cls":
-                vectors.append(states_NLW[:, 0])
-            else:
-                total_NW = (states_NLW * mask_NL[..., None]).sum(dim=1, dtype=torch.float32)
-                vectors.append((total_NW / lengths_N[:, None]).to(states_NLW.dtype))
-        return torch.cat(vectors)
+        """Sentence vectors [N, W] in the order of the stream."""
+        if batch.vectors is not None:
+            return batch.vectors.float()
+        states_TW = encode_stream(self.lower, self.stream, batch.ids, batch.positions, batch.lower)
+        return pool(states_TW, batch.lower, "first" if self.config.sentence_pooling == "cls" else "mean")
 
     def forward(self, batch: PackedBatch) -> HMDEOutput:
         rows_NW = self.encode_sentences(batch)
-        documents_DW, _ = self.upper(rows_NW, batch.upper_rows, batch.upper_positions, batch.document_rows, batch.runs)
+        documents_DW, _ = self.upper(rows_NW, batch.upper_rows, batch.upper_positions, batch.document_rows, batch.upper)
         return HMDEOutput(documents=documents_DW, sentences=rows_NW[batch.sentence_rows])
 
     def sentence_tokenizer(self) -> SentenceTokenizer:
@@ -109,8 +114,6 @@ class HMDEModel(PreTrainedModel):
             flat,
             cls_id=encoder.cls_id,
             sep_id=encoder.sep_id,
-            pad_id=encoder.pad_id,
-            sentence_tokens=self.config.sentence_tokens,
             sentences=self.config.max_sentences,
         ).to(self.device)
 

@@ -1,10 +1,10 @@
-"""Packing: ragged documents as a few dense tensors, without padding the model would have to compute.
+"""Packing: ragged documents as a few flat tensors, without any padding.
 
-Sentences of all documents lie together, sorted into length buckets for the sentence encoder; sentence vectors are then
-laid out as one flat stream for the document encoder, documents of equal length side by side. numpy only, no Python
-work per token. The file travels inside exported models.
+The tokens of all sentences of all documents are one stream for the sentence encoder, sentences of equal length side by
+side; sentence vectors are then laid out as one stream for the document encoder, documents of equal length side by side.
+numpy only, no Python work per token. The file travels inside exported models.
 
-Legend: N sentences of a bucket, L tokens of its sentences, U vectors of the upper stream, D documents.
+Legend: T tokens of the stream, N its sentences, S sentences in document order, U vectors of the upper stream, D documents.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,32 +14,48 @@ import numpy as np
 import torch
 
 
-def bucket_boundaries(longest: int) -> list[int]:
-    """Bucket lengths from 3 (one token between two special ones) to `longest`: each to 16, then 8 an octave.
+@dataclass(frozen=True)
+class Segments:
+    """The pieces of a flat stream: pieces of equal length lie side by side, the shortest first."""
 
-    Less than 1/8 of any row is padding.
-    """
-    boundaries, length = [], 2
-    while length < longest:
-        length += max(1, 1 << max(0, length.bit_length() - 4))
-        boundaries.append(min(length, longest))
-    return boundaries
+    runs: tuple[tuple[int, int], ...]  # (length of a piece, number of such pieces) along the stream
+    starts: torch.Tensor  # [pieces + 1] int32: where each piece begins, and the end of the stream
+
+    @classmethod
+    def of(cls, sorted_lengths: np.ndarray) -> "Segments":
+        """Of pieces of these lengths, in this order."""
+        sizes, counts = np.unique(sorted_lengths, return_counts=True)
+        starts = np.concatenate([[0], np.cumsum(sorted_lengths)]).astype(np.int32)
+        return cls(tuple(zip(sizes.tolist(), counts.tolist(), strict=True)), torch.from_numpy(starts))
+
+    @property
+    def longest(self) -> int:
+        return self.runs[-1][0]
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Segments":
+        return replace(self, starts=change(self.starts))
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Documents ready for `HMDEModel`."""
+    """Documents ready for `HMDEModel`: as a token stream, or as sentence vectors that are known already."""
 
-    ids: list[torch.Tensor]  # per bucket [N, L] token ids with special tokens
-    lengths: list[torch.Tensor]  # per bucket [N] tokens of each row; the rest of the row is padding
-    upper_rows: torch.Tensor  # [U] row of the concatenated sentence vectors; the row behind the last is [DCLS]
+    ids: torch.Tensor  # [T] token ids with special tokens
+    positions: torch.Tensor  # [T] of each token inside its sentence, from 0
+    lower: Segments  # the sentences of the token stream
+    upper_rows: torch.Tensor  # [U] row of the sentence vectors [N, W]; the row behind the last is [DCLS]
     upper_positions: torch.Tensor  # [U] position inside the document, [DCLS] = 0
-    sentence_rows: torch.Tensor  # [S] row of the concatenated sentence vectors of every sentence, in document order
+    upper: Segments  # the documents of the upper stream
+    sentence_rows: torch.Tensor  # [S] row of the sentence vectors [N, W] of every sentence, in document order
     document_rows: torch.Tensor  # [D] place of each document among the documents of the upper stream
-    runs: tuple[tuple[int, int], ...]  # (vectors of a document, number of such documents) along the upper stream
     sentence_counts: tuple[int, ...]  # [D] sentences of each document, in document order
     tokens: int  # real tokens, special ones included
-    slots: int  # tokens computed, padding included
+    vectors: torch.Tensor | None = None  # [N, W] bf16 in place of a token stream, which then is empty
+
+    @property
+    def slots(self) -> int:
+        """Tokens computed, padding included."""
+        return self.tokens if self.vectors is not None else len(self.ids)
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -51,80 +67,93 @@ class PackedBatch:
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PackedBatch":
         return replace(
             self,
-            ids=[change(t) for t in self.ids],
-            lengths=[change(t) for t in self.lengths],
+            ids=change(self.ids),
+            positions=change(self.positions),
+            lower=self.lower.map(change),
             upper_rows=change(self.upper_rows),
             upper_positions=change(self.upper_positions),
+            upper=self.upper.map(change),
             sentence_rows=change(self.sentence_rows),
             document_rows=change(self.document_rows),
+            vectors=None if self.vectors is None else change(self.vectors),
         )
 
 
 def pack(
-    documents: Sequence[tuple[np.ndarray, np.ndarray]],
-    *,
-    cls_id: int,
-    sep_id: int,
-    pad_id: int,
-    sentence_tokens: int,
-    sentences: int,
+    documents: Sequence[tuple[np.ndarray, np.ndarray]], *, cls_id: int, sep_id: int, sentences: int
 ) -> PackedBatch:
     """Pack documents, keeping the first `sentences` sentences of each.
 
-    Every bucket is present in every batch (an empty one holds a row that nothing reads): all ranks then call the
-    sentence encoder the same number of times, which ZeRO-3's collectives need.
+    A batch without any token holds one sentence that nothing reads: all ranks call the sentence encoder equally often.
 
     Args:
         documents: per document its content token ids (flat) and the token counts of its sentences.
-        sentence_tokens: most content tokens of a sentence in this data.
     """
     kept = [lengths[:sentences] for _, lengths in documents]
     counts = np.array([len(lengths) for lengths in kept], dtype=np.int64)
     lengths = np.concatenate([*kept, np.empty(0, np.int64)]).astype(np.int64)
-    tokens = np.concatenate(
+    content = np.concatenate(
         [*(ids[: k.sum()] for (ids, _), k in zip(documents, kept, strict=True)), np.empty(0, np.uint32)]
     )
-    starts = np.cumsum(lengths) - lengths
-    boundaries = bucket_boundaries(sentence_tokens + 2)
-    bucket = np.searchsorted(boundaries, lengths + 2)
-
-    ids_per_bucket, lengths_per_bucket = [], []
+    order = np.argsort(lengths, kind="stable")
+    sizes = lengths[order] + 2 if len(lengths) else np.array([2])
+    begins = np.cumsum(sizes) - sizes
+    positions = np.arange(sizes.sum()) - np.repeat(begins, sizes)
+    ids = np.empty(len(positions), dtype=np.int64)
+    inner = np.ones(len(ids), dtype=bool)
+    ends = begins + sizes - 1
+    inner[begins] = inner[ends] = False
+    ids[begins], ids[ends] = cls_id, sep_id
+    if len(lengths):
+        starts = np.cumsum(lengths) - lengths
+        # Where the content of each sentence begins, less the [CLS] before it.
+        ids[inner] = content[(np.repeat(starts[order], sizes) + positions - 1)[inner]]
     sentence_rows = np.empty(len(lengths), dtype=np.int64)
-    rows = 0
-    for number, longest in enumerate(boundaries):
-        members = np.flatnonzero(bucket == number)
-        ids = np.full((max(1, len(members)), longest), pad_id, dtype=np.int64)
-        row_lengths = np.full(len(ids), longest, dtype=np.int64)
-        if len(members):
-            content = lengths[members]
-            inside = np.arange(longest - 2) < content[:, None]
-            ids[:, 0] = cls_id
-            ids[:, 1:-1][inside] = tokens[(starts[members, None] + np.arange(longest - 2))[inside]]
-            ids[np.arange(len(ids)), content + 1] = sep_id
-            row_lengths = content + 2
-        ids_per_bucket.append(torch.from_numpy(ids))
-        lengths_per_bucket.append(torch.from_numpy(row_lengths))
-        sentence_rows[members] = rows + np.arange(len(members))
-        rows += len(ids)
+    sentence_rows[order] = np.arange(len(lengths))
 
+    return PackedBatch(
+        ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(positions),
+        lower=Segments.of(sizes),
+        tokens=int((lengths + 2).sum()),
+        **_upper_stream(counts, sentence_rows, len(sizes)),
+    )
+
+
+def pack_vectors(documents: Sequence[np.ndarray], tokens: int) -> PackedBatch:
+    """Pack documents whose sentence vectors are known.
+
+    Args:
+        documents: per document its sentence vectors [sentences, W], int16: the bits of bfloat16.
+        tokens: of the sentences behind the vectors.
+    """
+    counts = np.array([len(vectors) for vectors in documents], dtype=np.int64)
+    vectors = torch.from_numpy(np.concatenate(documents)).view(torch.bfloat16)
+    nothing = torch.empty(0, dtype=torch.int64)
+    return PackedBatch(
+        ids=nothing,
+        positions=nothing,
+        lower=Segments.of(np.empty(0, np.int64)),
+        tokens=tokens,
+        vectors=vectors,
+        **_upper_stream(counts, np.arange(len(vectors)), len(vectors)),
+    )
+
+
+def _upper_stream(counts: np.ndarray, sentence_rows: np.ndarray, dcls_row: int) -> dict:
+    """The fields of the upper stream, of documents of `counts` sentences with these rows."""
     order = np.argsort(counts, kind="stable")
     first = np.cumsum(counts) - counts
     sizes = counts[order] + 1
-    begins = np.cumsum(sizes) - sizes
-    positions = np.arange(sizes.sum()) - np.repeat(begins, sizes)
-    upper_rows = np.full(sizes.sum(), rows, dtype=np.int64)
+    positions = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rows = np.full(len(positions), dcls_row, dtype=np.int64)
     is_sentence = positions > 0
-    upper_rows[is_sentence] = sentence_rows[(np.repeat(first[order], sizes) + positions - 1)[is_sentence]]
-    run_sizes, run_counts = np.unique(sizes, return_counts=True)
-    return PackedBatch(
-        ids=ids_per_bucket,
-        lengths=lengths_per_bucket,
-        upper_rows=torch.from_numpy(upper_rows),
-        upper_positions=torch.from_numpy(positions),
-        sentence_rows=torch.from_numpy(sentence_rows),
-        document_rows=torch.from_numpy(np.argsort(order, kind="stable")),
-        runs=tuple(zip(run_sizes.tolist(), run_counts.tolist(), strict=True)),
-        sentence_counts=tuple(counts.tolist()),
-        tokens=int((lengths + 2).sum()),
-        slots=int(sum(ids.numel() for ids in ids_per_bucket)),
-    )
+    rows[is_sentence] = sentence_rows[(np.repeat(first[order], sizes) + positions - 1)[is_sentence]]
+    return {
+        "upper_rows": torch.from_numpy(rows),
+        "upper_positions": torch.from_numpy(positions),
+        "upper": Segments.of(sizes),
+        "sentence_rows": torch.from_numpy(sentence_rows),
+        "document_rows": torch.from_numpy(np.argsort(order, kind="stable")),
+        "sentence_counts": tuple(counts.tolist()),
+    }

@@ -5,7 +5,7 @@ and resuming means starting at another step.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,12 +13,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from hmde_dist.command import InputError
-from hmde_dist.stream.batch import PackedBatch, pack
+from hmde_dist.stream.batch import PackedBatch, pack, pack_vectors
 from hmde_dist.stream.category_negatives import CategoryNegatives
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.mixture import Mixture
 from hmde_dist.stream.plan import GlobalBatch
 from hmde_dist.stream.reader import GroupReader
+from hmde_dist.stream.sentence_vectors import SentenceVectors
 
 PREFETCHED_BATCHES = 4  # of each process, ahead of the one it makes, of remote shards
 
@@ -26,13 +27,7 @@ PREFETCHED_BATCHES = 4  # of each process, ahead of the one it makes, of remote 
 def packing_settings(index: ShardIndex, sentences: int) -> dict[str, int]:
     """The keyword arguments of `pack` for the documents of a shard set."""
     special = index.manifest["special_ids"]
-    return {
-        "cls_id": special["cls"],
-        "sep_id": special["sep"],
-        "pad_id": special["pad"],
-        "sentence_tokens": index.manifest["sentence_tokens"],
-        "sentences": sentences,
-    }
+    return {"cls_id": special["cls"], "sep_id": special["sep"], "sentences": sentences}
 
 
 @dataclass(frozen=True)
@@ -73,11 +68,19 @@ class RankBatches(Dataset):
     Args:
         hard_negatives: with explicit negatives, see `stream.category_negatives`.
         chunk_tokens: tokens of a chunk, about; none = one chunk. All ranks have the same number of chunks.
+        vectors: of each source, the sentence vectors to read in place of tokens.
     """
 
     def __init__(
-        self, mixture: Mixture, rank: int, world: int, hard_negatives: bool = False, chunk_tokens: int | None = None
+        self,
+        mixture: Mixture,
+        rank: int,
+        world: int,
+        hard_negatives: bool = False,
+        chunk_tokens: int | None = None,
+        vectors: Sequence[SentenceVectors] = (),
     ):
+        self.vectors = vectors
         self.mixture, self.rank, self.world, self.chunk_tokens = mixture, rank, world, chunk_tokens
         self.readers = [GroupReader(index) for index in mixture.indexes]
         self.packing = [packing_settings(index, mixture.settings.sentences) for index in mixture.indexes]
@@ -96,7 +99,7 @@ class RankBatches(Dataset):
 
     def _prefetch(self, step: int) -> None:
         """Begin to download what this process's next batches need."""
-        if self.remote:
+        if self.remote and not self.vectors:
             worker = get_worker_info()
             each = worker.num_workers if worker else 1
             for ahead in range(step + each, step + each * PREFETCHED_BATCHES + 1, each):
@@ -110,12 +113,7 @@ class RankBatches(Dataset):
         the number of chunks.
         """
         batch = self.mixture.batch(step)
-        columns = self.mixture.indexes[batch.source].columns
-        positions = columns["group_documents"][batch.groups].astype(np.int64)[:, None] + batch.documents
-        # What is encoded of a document is cut to a number of sentences, and each sentence has two special tokens.
-        sentences = columns["document_sentences"][positions].astype(np.int64)
-        kept = np.minimum(sentences, self.mixture.settings.sentences)
-        tokens = np.ceil((columns["document_tokens"][positions] * (kept / sentences) + 2 * kept).sum(axis=1))
+        tokens = np.ceil(self._tokens(batch.source, batch.groups[:, None], batch.documents).sum(axis=1))
         tokens = tokens.astype(np.int64)
         mine = batch.of_rank(self.rank, self.world, tokens)
         chunks = 1
@@ -130,42 +128,62 @@ class RankBatches(Dataset):
         groups, documents, _ = self.negatives[batch.source].draw(mine.groups, mine.documents, batch.epoch)
         return mine, groups, documents, chunks
 
+    def _tokens(self, source: int, groups: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        """Tokens that are encoded of each document, about: exact for those that are encoded whole."""
+        columns = self.mixture.indexes[source].columns
+        numbers = columns["group_documents"][groups].astype(np.int64) + documents
+        # What is encoded of a document is cut to a number of sentences, and each sentence has two special tokens.
+        sentences = columns["document_sentences"][numbers].astype(np.int64)
+        kept = np.minimum(sentences, self.mixture.settings.sentences)
+        return columns["document_tokens"][numbers] * (kept / sentences) + 2 * kept
+
     def _batch(self, step: int) -> RankBatch:
         mine, negative_groups, negative_documents, chunks = self.part(step)
-        reader, packing = self.readers[mine.source], self.packing[mine.source]
-        samples = [reader[group] for group in mine.groups.tolist()]
-        documents = [
-            _window(sample.document(document), start, packing["sentences"])
-            for side in (0, 1)
-            for sample, document, start in zip(
-                samples, mine.documents[:, side].tolist(), mine.starts[:, side].tolist(), strict=True
-            )
-        ]
-        starts = self.mixture.starts(mine.source, negative_groups, negative_documents, mine.epoch, "negative window")
-        documents += [
-            _window(reader[group].document(document), start, packing["sentences"])
-            for group, document, start in zip(
-                *(table.T.ravel().tolist() for table in (negative_groups, negative_documents, starts)), strict=True
-            )
-        ]
-        groups = np.concatenate([np.tile(mine.groups, 2), negative_groups.T.ravel()])
-        places = _chunk([lengths for _, lengths in documents], packing["sentences"], chunks)
+        negative_starts = self.mixture.starts(
+            mine.source, negative_groups, negative_documents, mine.epoch, "negative window"
+        )
+        groups = np.concatenate([np.tile(mine.groups, 2), negative_groups.T.ravel()]).astype(np.int64)
+        documents = np.concatenate([mine.documents.T.ravel(), negative_documents.T.ravel()])
+        starts = np.concatenate([mine.starts.T.ravel(), negative_starts.T.ravel()])
+        if self.vectors:
+            places, packed = self._pack_vectors(mine.source, groups, documents, starts, chunks)
+        else:
+            places, packed = self._pack_tokens(mine.source, groups, documents, starts, chunks)
         return RankBatch(
-            [pack([documents[place] for place in chunk.tolist()], **packing) for chunk in places],
-            [torch.from_numpy(place) for place in places],
-            torch.from_numpy(groups),
-            mine.imbalance,
+            packed, [torch.from_numpy(place) for place in places], torch.from_numpy(groups), mine.imbalance
         )
 
+    def _pack_tokens(self, source: int, groups, documents, starts, chunks: int):
+        reader, packing = self.readers[source], self.packing[source]
+        samples = {group: reader[group] for group in dict.fromkeys(groups.tolist())}
+        read = [
+            _window(samples[group].document(document), start, packing["sentences"])
+            for group, document, start in zip(groups.tolist(), documents.tolist(), starts.tolist(), strict=True)
+        ]
+        tokens = [
+            int(lengths[: packing["sentences"]].sum()) + 2 * min(len(lengths), packing["sentences"])
+            for _, lengths in read
+        ]
+        places = _chunk(np.array(tokens), chunks)
+        return places, [pack([read[place] for place in chunk.tolist()], **packing) for chunk in places]
 
-def _chunk(sentence_lengths: list[np.ndarray], sentences: int, chunks: int) -> list[np.ndarray]:
+    def _pack_vectors(self, source: int, groups, documents, starts, chunks: int):
+        numbers = self.mixture.indexes[source].columns["group_documents"][groups].astype(np.int64) + documents
+        most = self.mixture.settings.sentences
+        read = [
+            self.vectors[source].document(number, start, most)
+            for number, start in zip(numbers.tolist(), starts.tolist(), strict=True)
+        ]
+        tokens = self._tokens(source, groups, documents)
+        places = _chunk(tokens, chunks)
+        return places, [pack_vectors([read[p] for p in chunk.tolist()], int(tokens[chunk].sum())) for chunk in places]
+
+
+def _chunk(tokens: np.ndarray, chunks: int) -> list[np.ndarray]:
     """The places of the documents of each chunk, about the same number of tokens in each and none empty."""
     if chunks == 1:
-        return [np.arange(len(sentence_lengths))]
-    tokens = np.array(
-        [int(lengths[:sentences].sum()) + 2 * min(len(lengths), sentences) for lengths in sentence_lengths]
-    )
-    # Alike lengths side by side, dealt round: chunks are balanced, and every bucket is used in every chunk.
+        return [np.arange(len(tokens))]
+    # Alike lengths side by side, dealt round: chunks are balanced.
     order = np.argsort(-tokens, kind="stable")
     return [np.sort(order[number::chunks]) for number in range(chunks)]
 

@@ -103,8 +103,7 @@ REPLAY = """
         table = torch.nn.Parameter(torch.randn(3000, 8))
 
         def __call__(self, chunk):
-            rows = torch.stack([self.table[ids].sum(1)[0] for ids in chunk.ids])
-            rows = rows.mean(0) + torch.arange(len(chunk.sentence_counts))[:, None] * self.table[1]
+            rows = self.table[chunk.ids].mean(0) + torch.arange(len(chunk.sentence_counts))[:, None] * self.table[1]
             rows = torch.nn.functional.dropout(rows, 0.5)
             seen.setdefault(id(chunk), []).append(rows.detach())
             return rows, torch.tensor([20.0])

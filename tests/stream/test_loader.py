@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from launch import PROGRAMS, environment, finish, start
 
 from hmde_dist.command import InputError
-from hmde_dist.stream.batch import PackedBatch
+from hmde_dist.stream.batch import PackedBatch, Segments
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.loader import RankBatch, RankBatches, batches, packing_settings
 from hmde_dist.stream.mixture import Mixture, Source
@@ -43,8 +43,8 @@ def assert_same(one: list[RankBatch], other: list[RankBatch]) -> None:
         for chunk, same in zip(left.chunks, right.chunks, strict=True):
             for field in fields(PackedBatch):
                 mine, yours = getattr(chunk, field.name), getattr(same, field.name)
-                if field.name in ("ids", "lengths"):
-                    assert all(map(torch.equal, mine, yours)), field.name
+                if isinstance(mine, Segments):
+                    assert mine.runs == yours.runs and torch.equal(mine.starts, yours.starts), field.name
                 elif isinstance(mine, torch.Tensor):
                     assert torch.equal(mine, yours), field.name
                 else:
@@ -55,11 +55,7 @@ def documents_of(batch: RankBatch) -> list[tuple]:
     """(group, tokens of its sentences with special ones) of every document of a batch."""
     found: list[tuple] = [()] * len(batch.groups)
     for chunk, places in zip(batch.chunks, batch.places, strict=True):
-        rows = [
-            tuple(ids[:length].tolist())
-            for bucket, lengths in zip(chunk.ids, chunk.lengths, strict=True)
-            for ids, length in zip(bucket, lengths, strict=True)
-        ]
+        rows = [tuple(row.tolist()) for row in chunk.ids.split(chunk.lower.starts.diff().tolist())]
         sentences = iter(rows[row] for row in chunk.sentence_rows)
         for place, count in zip(places.tolist(), chunk.sentence_counts, strict=True):
             found[place] = (int(batch.groups[place]), tuple(next(sentences) for _ in range(count)))
