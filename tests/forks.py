@@ -151,10 +151,13 @@ def _wait(pids: list[int], seconds: float) -> list[int]:
 
 
 def main() -> None:
-    import deepspeed  # noqa: F401
+    import deepspeed.ops
     import streaming.base.format  # noqa: F401
+    import transformers.models.bert.modeling_bert  # noqa: F401
 
     import hmde_dist.train  # noqa: F401
+
+    _ = deepspeed.ops.__compatible_ops__  # found out at first use
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

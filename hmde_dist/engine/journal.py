@@ -48,8 +48,9 @@ class Journal:
             self._write({"event": name, **facts})
 
     def skipped(self, step: int, facts: dict) -> None:
-        """A step that was not applied after `step`: its batch, and why."""
-        self.event("skipped", step=step, **facts)
+        """A step that was not applied after `step`: its batch, and why (see `engine.guard`)."""
+        bad = {"bad_loss": facts["loss"], "bad_grad_norm": facts["grad_norm"]}  # "loss" is for steps
+        self.event("skipped", step=step, batch=facts["batch"], reason=facts["reason"], **bad)
         if self.world.is_first:
             self.board.add_scalar("guard/skipped_batch", facts["batch"], step)
             print(f"step {step + 1}: batch {facts['batch']} is skipped: {facts['reason']}", file=sys.stderr, flush=True)
