@@ -27,18 +27,22 @@ class InputError(ValueError):
     """Bad input or configuration: the message names the file, line or setting and the way out."""
 
 
+class RunError(RuntimeError):
+    """A run that cannot go on, for a reason that is no fault of the code: the message says what was kept."""
+
+
 def run_command(main: Callable[[], int | None], patience: float = 0.0) -> None:
-    """Run `main` and exit: its return value (None = 0), or 2 with one line on stderr for an `InputError`.
+    """Run `main` and exit: its return value (None = 0), or one line on stderr for an `InputError` (2) or `RunError` (1).
 
     Args:
         patience: seconds to wait before the line is printed.
     """
     try:
         code = main() or DONE
-    except InputError as error:
+    except (InputError, RunError) as error:
         time.sleep(patience)
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        code = BAD_INPUT
+        code = BAD_INPUT if isinstance(error, InputError) else FAILED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
@@ -95,6 +99,15 @@ def output_folder(path: str | Path) -> Iterator[Path]:
     finally:
         if partial.exists():
             shutil.rmtree(partial)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what `output_folder` and `output_file` left in `folder` when their process was killed."""
+    for path in folder.glob(".*.partial-*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

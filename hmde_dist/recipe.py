@@ -170,6 +170,22 @@ class EngineSection(Section):
     timeout_minutes: Count = Field(30, description="a collective that takes longer ends the run")
 
 
+class GuardSection(Section):
+    deviations: Annotated[float, Field(gt=0)] | None = Field(
+        10.0,
+        description="a step is not applied if its loss or gradient norm is above median + deviations * MAD of the last "
+        "`window` applied steps (of the logarithms; a MAD of at least 0.1), or not finite; none = only if not finite",
+    )
+    window: Annotated[int, Field(ge=4)] = Field(128, description="steps; spikes are looked for after a quarter of them")
+    skips: Annotated[int, Field(ge=0)] = Field(
+        8, description="steps that may be skipped within `window` batches; one more rolls the run back"
+    )
+    margin: Annotated[int, Field(ge=0)] = Field(
+        8, description="batches before the first skipped one that are passed over, too, after a rollback"
+    )
+    rollbacks: Annotated[int, Field(ge=0)] = Field(2, description="of the whole run; one more ends it")
+
+
 class RunSection(Section):
     folder: Path = Field(description="run folder: configuration, journal, TensorBoard, checkpoints, export")
     steps: Count = Field(description="optimizer steps of the whole run")
@@ -178,7 +194,17 @@ class RunSection(Section):
     validate_every: Annotated[int, Field(ge=0)] = Field(0, description="steps; 0 = only at the end")
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(0, description="steps; 0 = only at the end")
     keep_checkpoints: Count = Field(2, description="newest checkpoints that are kept")
+    keep_every_hours: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="of every so many hours the first checkpoint is kept for good; none = only the newest are kept",
+    )
     resume: Literal["auto", "must", "never"] = Field("auto", description="go on from the run folder's last checkpoint")
+    time_limit_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="after which the run saves and stops, to be resumed; none = no limit"
+    )
+    hang_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        10.0, description="without progress, after which the run ends and says which rank stands where; none = no watch"
+    )
 
 
 class Recipe(Section):
@@ -187,6 +213,7 @@ class Recipe(Section):
     objective: ObjectiveSection = ObjectiveSection()
     optimizer: OptimizerSection
     engine: EngineSection = EngineSection()
+    guard: GuardSection = GuardSection()
     run: RunSection
 
     @model_validator(mode="after")

@@ -41,24 +41,32 @@ class World:
 
     def messages(self, own: str) -> list[str]:
         """The messages of all ranks that have one, on every rank."""
+        return [message for message in self.gather(own) if message]
+
+    def gather(self, own) -> list:
+        """The small plain values of all ranks, in their order, on every rank."""
         if self.size == 1:
-            return [own] if own else []
+            return [own]
         found = [None] * self.size
         dist.all_gather_object(found, own)
-        return [message for message in found if message]
+        return found
 
     def maximum(self, value: float) -> float:
-        return self._reduce(value, dist.ReduceOp.MAX)
+        return self._reduce([value], dist.ReduceOp.MAX)[0]
 
     def total(self, value: float) -> float:
-        return self._reduce(value, dist.ReduceOp.SUM)
+        return self.totals([value])[0]
 
-    def _reduce(self, value: float, operation) -> float:
+    def totals(self, values: list[float]) -> list[float]:
+        """The sum over ranks of each of several numbers, in one collective."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def _reduce(self, values: list[float], operation) -> list[float]:
         if self.size == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor, op=operation)
-        return float(tensor)
+        return tensor.tolist()
 
 
 def complete_environment(environment: dict[str, str] | os._Environ = os.environ) -> None:

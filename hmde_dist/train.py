@@ -8,10 +8,8 @@ Exit codes: 0 done, 2 bad input or configuration, 75 stopped on request and resu
 """
 
 import atexit
-import math
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ from pathlib import Path
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent.resolve()]
 
 try:
-    from hmde_dist.command import DONE, STOPPED, InputError, argument_parser, run_command
+    from hmde_dist.command import DONE, STOPPED, InputError, RunError, argument_parser, run_command
 except ModuleNotFoundError:
     sys.exit(
         "error: hmde_dist is not installed in this Python: run `pip install -e .` in the checkout (or `make install`)"
@@ -33,11 +31,17 @@ import numpy as np
 from hmde_dist import topology
 from hmde_dist.corpus.tokenizer import load_tokenizer
 from hmde_dist.engine import checkpoint
-from hmde_dist.engine.deepspeed_engine import TrainedModule, apply_update, set_learning_rate, start_engine
+from hmde_dist.engine.deepspeed_engine import TrainedModule, set_learning_rate, start_engine
 from hmde_dist.engine.gradient_cache import forward_backward
+from hmde_dist.engine.guard import APPLY, ROLL_BACK, STOP, Guard
+from hmde_dist.engine.hang_watch import HangWatch
 from hmde_dist.engine.journal import Journal
 from hmde_dist.engine.meter import Meter, model_flops
+from hmde_dist.engine.saver import Saver
 from hmde_dist.engine.schedule import learning_rate
+from hmde_dist.engine.stopping import Stopping
+from hmde_dist.engine.stragglers import Stragglers
+from hmde_dist.engine.training_state import discard_gradients, gradient_norm
 from hmde_dist.evaluation.validation import validate
 from hmde_dist.model.configuration_hmde import HMDEConfig
 from hmde_dist.model.export import build_model, save_description, save_model
@@ -91,85 +95,140 @@ def train(recipe: Recipe, world: topology.World) -> int:
     check_writable(run.folder)
 
     # ---- model, engine, state ------------------------------------------------------------------------------------
+    stopping = Stopping(run, world)
+    watch = HangWatch(run.folder / "hang", run.hang_minutes, world)
     encoder = build_model(recipe.model, index, data.sentences, recipe.objective.scale, run.seed)
     engine = start_engine(recipe, encoder, world)
+    guard, checkpoints = Guard(recipe.guard), run.folder / "checkpoints"
     identity = checkpoint.identity_of(recipe, mixture.indexes)
-    restored = checkpoint.restore(engine, run.folder / "checkpoints", recipe, identity, world)
-    state = restored or {"step": 0, "documents": 0, "tokens": 0, **identity}
-    stop_requested = catch_signals()
+    restored = checkpoint.restore(engine, checkpoints, recipe, identity, world)
+    # `step` counts updates that were applied, `batch` is the position in the plan: skipped batches set them apart.
+    state = restored or {
+        "step": 0,
+        "batch": 0,
+        "documents": 0,
+        "tokens": 0,
+        "validated": 0,
+        "guard": guard.state_dict(),
+    }
+    guard.load_state_dict(state["guard"])
     journal = Journal(recipe, world, state["step"])
     if world.is_first:
         save_description(encoder, index, run.folder / "model")
-    meter = Meter(world.device)
-    stream = batches(
-        RankBatches(mixture, world.rank, world.size, hard, recipe.engine.chunk_tokens),
-        state["step"],
-        run.steps,
-        data.workers,
-        world.device,
-    )
-    atexit.register(stream.close)  # however this ends, its workers do, too
+    meter, stragglers = Meter(world.device), Stragglers(engine.module, world)
+    saver = Saver(engine, run, identity, world, journal.event, watch.beat)
+    saver.newest = restored and state["step"]
+    part = RankBatches(mixture, world.rank, world.size, hard, recipe.engine.chunk_tokens)
 
-    def save() -> None:
-        stand = state | {"stream": mixture.state(state["step"])}
-        checkpoint.save_checkpoint(engine, run.folder / "checkpoints", stand, run.keep_checkpoints, world)
-        journal.event("checkpoint", step=state["step"])
+    def open_stream() -> Iterator[RankBatch]:
+        return batches(part, guard.batches(state["batch"]), data.workers, world.device)
+
+    def roll_back() -> dict:
+        """The state of the last checkpoint from before the trouble, loaded; the guard passes over what led to it."""
+        earlier = checkpoint.restore(engine, checkpoints, recipe, identity, world, before=guard.first_suspect)
+        if earlier is None:
+            give_up(f"no checkpoint is from before batch {guard.first_suspect}, to roll back to")
+        if world.is_first:
+            checkpoint.remove_after(checkpoints, earlier["step"])
+        guard.roll_back(earlier["guard"])
+        saver.newest = earlier["step"]
+        journal.rewind(earlier["step"])
+        return earlier
+
+    def give_up(problem: str) -> None:
+        """Every rank ends here; the last checkpoint is as it was."""
+        report = run.folder / "post-mortem.json"
+        if world.is_first:
+            guard.post_mortem(report, mixture, {"problem": problem, "step": state["step"], "batch": state["batch"] - 1})
+        journal.event("gave_up", step=state["step"], problem=problem)
+        raise RunError(f"step {state['step'] + 1}: {problem}; {report} names the documents")
+
+    def interrupted() -> bool:
+        """Whether to stop, asked between the calls of validation."""
+        watch.beat(f"in the validation of step {state['step']}")
+        return stopping.requested()
+
+    def validation_due() -> bool:
+        step, every = state["step"], run.validate_every
+        return bool(validation and step > state["validated"] and (step == run.steps or (every and step % every == 0)))
+
+    def validate_now() -> None:
+        with meter.aside():
+            scores = validate(engine, validation, data.sentences, world, interrupted)
+        if scores is not None:
+            state["validated"] = state["step"]
+            journal.validation(state["step"], scores)
 
     # ---- the loop ------------------------------------------------------------------------------------------------
+    stream = open_stream()
+    atexit.register(lambda: stream.close())  # however this ends, its workers do, too
+    watch.start()
     engine.train()
+    if validation_due():
+        validate_now()  # the run was stopped in the middle of it
     while state["step"] < run.steps:
+        number = guard.next_batch(state["batch"])
+        watch.beat(f"in batch {number}")
         waiting_since = time.perf_counter()
         batch = next_batch(stream, world)
-        meter.waiting(time.perf_counter() - waiting_since)
+        waited = time.perf_counter() - waiting_since
 
-        rate = learning_rate(recipe.optimizer, state["step"], run.steps)
-        set_learning_rate(engine, rate)
         contrast, scale = forward_backward(
             engine,
             batch,
             objective=partial(document_contrast, groups=batch.groups, hard_negatives=hard),
-            # Dropout depends on (seed, step, rank, chunk) alone, so random state needs no saving.
-            seed=partial(dropout_seed, run.seed, state["step"], world.rank),
+            # Dropout depends on (seed, batch, rank, chunk) alone, so random state needs no saving.
+            seed=partial(dropout_seed, run.seed, number, world.rank),
         )
-        grad_norm = apply_update(engine)
-        if not 0 <= grad_norm < math.inf:
-            # The norm is the same on all ranks, so all end here; the last checkpoint is from before.
-            raise FloatingPointError(
-                f"step {state['step'] + 1}: the gradient is not finite; go on from the last checkpoint with a lower "
-                "optimizer.learning_rate, or with engine.precision=fp32"
-            )
+        grad_norm = gradient_norm(engine)
+        loss, accuracy, tokens = world.totals([float(contrast.loss.detach()), float(contrast.accuracy), batch.tokens])
+        loss, accuracy = loss / world.size, accuracy / world.size
+        state["batch"] = number + 1
+        verdict, reason = guard.judge(number, loss, grad_norm)
+        applied = verdict == APPLY
+        if applied:
+            rate = learning_rate(recipe.optimizer, state["step"], run.steps)
+            set_learning_rate(engine, rate)
+            engine.step()
+            state["step"] += 1
+            state["documents"] += len(batch.groups) * world.size
+            state["tokens"] += int(tokens)
+            meter.count(batch, model_flops(encoder, batch))
+        else:
+            discard_gradients(engine)
+            journal.skipped(state["step"], guard.skipped[-1])
+            if verdict == STOP:
+                give_up(reason)
+            if verdict == ROLL_BACK:
+                stream.close()
+                saver.finish()
+                state = roll_back()
+                stream = open_stream()
+        meter.waiting(waited)
+        stragglers.count(waited)
 
-        state["step"] += 1
-        state["documents"] += len(batch.groups) * world.size
-        state["tokens"] += int(world.total(batch.tokens))
-        meter.count(batch, model_flops(encoder, batch))
         step = state["step"]
-        if step % run.log_every == 0 or step == run.steps:
-            loss = world.total(float(contrast.loss.detach())) / world.size
-            accuracy = world.total(float(contrast.accuracy)) / world.size
-            journal.step(
-                {
-                    **{name: state[name] for name in ("step", "documents", "tokens")},
-                    "loss": loss,
-                    "accuracy": accuracy,
-                    "learning_rate": rate,
-                    "scale": float(scale),
-                    "grad_norm": grad_norm,
-                    "negatives_per_anchor": contrast.negatives,
-                    **meter.read(world.total),
-                }
-            )
-        if validation and (step == run.steps or (run.validate_every and step % run.validate_every == 0)):
+        if applied and (step % run.log_every == 0 or step == run.steps):
+            record = {name: state[name] for name in ("step", "batch", "documents", "tokens")}
+            record |= {"loss": loss, "accuracy": accuracy, "learning_rate": rate, "scale": float(scale)}
+            record |= {"grad_norm": grad_norm, "negatives_per_anchor": contrast.negatives}
+            journal.step(record | meter.read(world.total))
+            journal.ranks(step, stragglers.read())
+        if applied and validation_due():
+            validate_now()
+        saver.advance()
+        stopped, last = stopping.requested(), step == run.steps
+        if stopped or last or (applied and run.checkpoint_every and step % run.checkpoint_every == 0):
             with meter.aside():
-                journal.validation(step, validate(engine, validation, data.sentences, world))
-        stopping = world.agree(stop_requested())
-        if stopping or step == run.steps or (run.checkpoint_every and step % run.checkpoint_every == 0):
-            with meter.aside():
-                save()
-        if stopping and step < run.steps:
-            journal.event("stopped", step=step)
+                saver.begin(state | {"guard": guard.state_dict(), "stream": mixture.state(state["batch"])})
+                if (stopped or last) and not saver.finish():
+                    raise RunError(f"the checkpoint of step {step} could not be written; the one before it is complete")
+        if stopped and (not last or validation_due()):
+            journal.event("stopped", step=step, reason=stopping.reason)
             journal.close()
             return STOPPED
+    watch.stop()
+    stream.close()
 
     # ---- the result ----------------------------------------------------------------------------------------------
     if world.is_first:
@@ -248,7 +307,9 @@ def export_run(run: Path, out: Path) -> Path:
     weights, _ = checkpoint.load_weights(run)
     encoder = HMDEModel(HMDEConfig.from_pretrained(run / "model"))
     module = TrainedModule(encoder, recipe.objective.scale, recipe.objective.trainable_scale)
-    module.load_state_dict(weights, strict=True)
+    # A name that is missing belongs to a tensor that has another name, too.
+    missing, unexpected = module.load_state_dict(weights, strict=False)
+    assert not unexpected and not {name for name, _ in module.named_parameters()} & set(missing), (missing, unexpected)
     encoder.config.scale = float(module.scale())
     save_model(encoder, load_tokenizer(run / "model"), out)
     return out
@@ -281,14 +342,6 @@ def print_plan(recipe: Recipe) -> None:
 
 def dropout_seed(seed: int, step: int, rank: int, chunk: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank, chunk]).generate_state(1, np.uint64)[0])
-
-
-def catch_signals():
-    """Note SIGTERM, SIGUSR1 and SIGUSR2; returns a function that says whether one came. The loop decides what follows."""
-    received = []
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, lambda number, _: received.append(number))
-    return lambda: bool(received)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from hypothesis import settings
-from launch import train, write_recipe
+from launch import environment, train, write_recipe
 
 from hmde_dist.corpus import shard_build
 from hmde_dist.corpus.documents import write_splits
@@ -84,3 +85,11 @@ def trained_run(shards, tmp_path_factory) -> Path:
     job = train(2, recipe)
     assert job.code == 0, job.output
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Starts jobs of forked ranks, in a second each."""
+    forks = Forks(tmp_path_factory.mktemp("forks"), environment())
+    yield forks
+    forks.close()

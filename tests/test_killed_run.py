@@ -1,70 +1,95 @@
-"""A run that is killed with -9, twenty times, ends as if nothing had happened."""
+"""A run whose ranks are killed with -9, thirty times and more, also while they save, ends as if nothing had happened."""
 
-import textwrap
+import json
+import random
+import time
+from pathlib import Path
 
-import torch
-from launch import PROGRAMS, environment, finish, journal, start, write_recipe
-from safetensors.torch import load_file
+from forks import Forks, kill
+from launch import journal, write_recipe
 
-# Forked from a process that has imported everything: twenty starts of Python would take minutes.
-KILLED = """
-    import os, random, signal, sys, time
-    from pathlib import Path
+from hmde_dist.engine import checkpoint
 
-    import deepspeed
-    import streaming.base.format
+KILLS, IN_SAVES = 30, 10
 
-    from hmde_dist import train
-
-    def fork(folder):
-        child = os.fork()
-        if child:
-            os.setpgid(child, child)
-            return child
-        sys.argv = ["train.py", sys.argv[1], f"run.folder={folder}"]
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(1, 2)
-        os._exit(train.main())
-
-    def wait(child):
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-    def lines(folder):
-        path = Path(folder) / "journal.jsonl"
-        return path.read_text().count("\\n") if path.exists() else 0
-
-    assert wait(fork(sys.argv[2])) == 0
-    draw, kills = random.Random(11), 0
-    while kills < 20:
-        # After as many steps more, or before the first: so that machines of any speed are killed as often.
-        goal, before = draw.randint(0, 8), lines(sys.argv[3])
-        child = fork(sys.argv[3])
-        time.sleep(draw.uniform(0, 0.05) if goal else draw.uniform(0, 1))
-        while goal and lines(sys.argv[3]) < before + goal:
-            assert os.waitpid(child, os.WNOHANG) == (0, 0), "ended by itself"
-            time.sleep(draw.uniform(0, 0.02))
-        os.killpg(child, signal.SIGKILL)
-        wait(child)
-        kills += 1
-    assert wait(fork(sys.argv[3])) == 0
-    print("kills", kills)
+# Saves of milliseconds would hardly ever be met: these take a tenth of a second, in pieces.
+SLOW_SAVES = """
+import time
+from hmde_dist.engine import checkpoint
+checkpoint.CHUNK = 1 << 17
+class Saver(train.Saver):
+    def __init__(self, *a):
+        super().__init__(*a[:-1], lambda: time.sleep(0.02))
+train.Saver = Saver
 """
 
 
-def test_a_run_killed_twenty_times_repeats_and_loses_nothing(tmp_path, shards):
-    run = {"steps": 240, "log_every": 1, "checkpoint_every": 4}
+def lines(run):
+    path = run / "journal.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def saving(run):
+    return any((run / "checkpoints").glob(".step-*.partial")) if (run / "checkpoints").exists() else False
+
+
+def alive(pid):
+    # Until the server of forks waits for it, a rank that has ended is a zombie.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_run_whose_ranks_are_killed_thirty_times_repeats_and_loses_nothing(tmp_path, shards, forks: Forks):
+    steps = 400
     recipe = write_recipe(
-        tmp_path / "recipe.yaml", shards("mds"), run=run, data={"workers": 1}, optimizer={"learning_rate": 1e-4}
+        tmp_path / "recipe.yaml",
+        shards("mds"),
+        engine={"zero_stage": 2},
+        run={"steps": steps, "log_every": 1, "checkpoint_every": 4},
+        data={"workers": 1},
+        optimizer={"learning_rate": 1e-4},
     )
-    script = tmp_path / "killed.py"
-    script.write_text(textwrap.dedent(KILLED), encoding="utf-8")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    job = finish(start([PROGRAMS / "python", script, recipe, whole, killed], environment()))
-    assert job.code == 0, job.output
-    assert job.output.split()[-1] == "20", job.output
+    job = forks.train(2, recipe, f"run.folder={whole}")
+    assert job.codes == [0, 0], job.output
+
+    draw, kills, in_saves, reached = random.Random(11), 0, 0, -1
+    while kills < KILLS or in_saves < IN_SAVES:
+        job = forks.start(2, recipe, f"run.folder={killed}", patch=SLOW_SAVES)
+        goal, before = draw.choice(["start", "step", "save", "save"]), lines(killed)
+        if goal == "start":
+            time.sleep(draw.uniform(0, 2))
+        else:
+            # After as many records more, so that machines of any speed are killed as often.
+            wanted = before + 1 + draw.randint(1, 25)
+            while lines(killed) < wanted or (goal == "save" and not saving(killed)):
+                assert alive(job.pids[0]) and alive(job.pids[1]), forks.wait(job).output
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, 0.15 if goal == "save" else 0.05))
+        in_saves += saving(killed) and goal == "save"
+        kill(draw.choice(job.pids))
+        forks.wait(job)
+        kills += 1
+        # What is there is complete, and nothing that was complete is gone.
+        found = checkpoint.steps_in(killed / "checkpoints")
+        for step in found:
+            manifest = checkpoint.read_manifest(killed / "checkpoints" / f"{checkpoint.tag_of(step)}.json")
+            for name, facts in manifest["files"].items():
+                checkpoint.check_file(killed / "checkpoints" / checkpoint.tag_of(step) / name, facts)
+        assert max(found, default=-1) >= reached
+        reached = max(found, default=-1)
+        assert reached < steps, "the run is over before it was killed often enough"
+    job = forks.train(2, recipe, f"run.folder={killed}")
+    assert job.codes == [0, 0], job.output
+
     # Of a step that was done twice the later line counts.
-    losses = [{record["step"]: record["loss"] for record in journal(folder)} for folder in (whole, killed)]
-    assert list(losses[0]) == list(range(1, 241)) and sorted(losses[1]) == list(losses[0])
-    assert losses[0] == losses[1]
-    one, other = (load_file(folder / "export" / "model.safetensors") for folder in (whole, killed))
-    assert all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
+    losses = [{record["step"]: record["loss"] for record in journal(run)} for run in (whole, killed)]
+    assert sorted(losses[1]) == list(losses[0]) == list(range(1, steps + 1)) and losses[0] == losses[1]
+    files = [
+        json.loads((run / "checkpoints" / f"step-{steps:08d}.json").read_text())["files"] for run in (whole, killed)
+    ]
+    assert files[0] == files[1]
+    assert sorted(path.relative_to(whole).parts[:2] for path in whole.glob("checkpoints/*")) == sorted(
+        path.relative_to(killed).parts[:2] for path in killed.glob("checkpoints/*")
+    )
+    assert not [path for path in killed.rglob("*") if "partial" in path.name]
+    print(f"{kills} kills, {in_saves} of them in saves")

@@ -94,7 +94,7 @@ def our_batches(job: Job) -> Iterator[RankBatch]:
     index = ShardIndex.open(job.url or job.folder, job.cache or None)
     settings = PlanSettings(job.pairs, NEIGHBOURS, NEIGHBOUR_GROUP, TEMPERATURE, SENTENCES, "first", seed=0)
     dataset = RankBatches(Mixture([Source(index)], settings), rank=0, world=1)
-    return batches(dataset, 0, 1 << 40, job.workers, torch.device("cpu"))
+    return batches(dataset, range(1 << 40), job.workers, torch.device("cpu"))
 
 
 def streaming_batches(job: Job) -> Iterator[PackedBatch]:

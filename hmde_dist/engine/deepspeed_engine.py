@@ -109,14 +109,3 @@ def start_engine(recipe: Recipe, encoder: HMDEModel, world: World):
 def set_learning_rate(engine, rate: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
-
-
-def apply_update(engine) -> float:
-    """Clip and step with the gradients that were reduced; returns their global norm before clipping."""
-    norm = None
-    if engine.zero_optimization_stage() == 0:
-        # The one stage in which DeepSpeed does not keep the norm; gradients are whole and reduced here.
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
-    engine.step()
-    return float(engine.get_global_grad_norm()) if norm is None else norm

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from hmde_dist.command import output_file
+from hmde_dist.command import output_file, remove_partials
 from hmde_dist.recipe import Recipe, dump_recipe
 from hmde_dist.topology import World
 
@@ -29,18 +29,47 @@ class Journal:
             return
         folder = recipe.run.folder
         folder.mkdir(parents=True, exist_ok=True)
+        remove_partials(folder)
         with output_file(folder / "config.yaml") as file:
             file.write(dump_recipe(recipe))
         with output_file(folder / "env.json") as file:
             json.dump(environment(world), file, indent=1)
         self.file = open(folder / "journal.jsonl", "a", encoding="utf-8", buffering=1)
-        # purge_step: what an interrupted run logged beyond its last checkpoint is not shown twice.
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self.folder = folder / "tensorboard"
+        self._open_board(first_step)
         self.event("start", step=first_step, world=world.size)
+
+    def _open_board(self, first_step: int) -> None:
+        # purge_step: what an interrupted run logged beyond its last checkpoint is not shown twice.
+        self.board = SummaryWriter(str(self.folder), purge_step=first_step + 1)
 
     def event(self, name: str, **facts) -> None:
         if self.world.is_first:
             self._write({"event": name, **facts})
+
+    def skipped(self, step: int, facts: dict) -> None:
+        """A step that was not applied after `step`: its batch, and why (see `engine.guard`)."""
+        bad = {"bad_loss": facts["loss"], "bad_grad_norm": facts["grad_norm"]}  # "loss" is for steps
+        self.event("skipped", step=step, batch=facts["batch"], reason=facts["reason"], **bad)
+        if self.world.is_first:
+            self.board.add_scalar("guard/skipped_batch", facts["batch"], step)
+            print(f"step {step + 1}: batch {facts['batch']} is skipped: {facts['reason']}", file=sys.stderr, flush=True)
+
+    def rewind(self, step: int) -> None:
+        """The run goes on from an earlier step."""
+        self.event("rollback", step=step)
+        if self.world.is_first:
+            self.board.close()
+            self._open_board(step)
+            self.board.add_scalar("guard/rollback", step, step)
+
+    def ranks(self, step: int, table: dict) -> None:
+        """What the ranks' own work took (see `engine.stragglers`)."""
+        self.event("ranks", step=step, **table)
+        if self.world.is_first:
+            for key in ("forward_seconds", "wait_seconds", "slowest_over_median"):
+                self.board.add_scalar(f"ranks/{key}", table[key], step)
+            self.board.add_scalar("ranks/slowest", table["slowest"][0][0], step)
 
     def step(self, record: dict) -> None:
         """Log a training step (see the contract in `docs/how-it-works.md` for the keys)."""

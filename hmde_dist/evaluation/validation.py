@@ -1,5 +1,7 @@
 """Validation while training: cross-lingual retrieval on a validation shard set, encoded by all ranks together."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -16,11 +18,16 @@ DOCUMENTS_PER_CALL = 64
 
 
 @torch.no_grad()
-def validate(engine, index: ShardIndex, sentences: int, world: World) -> dict[str, float]:
-    """Macro-averaged retrieval metrics over all documents of `index`. A collective.
+def validate(
+    engine, index: ShardIndex, sentences: int, world: World, interrupted: Callable[[], bool] = lambda: False
+) -> dict[str, float] | None:
+    """Macro-averaged retrieval metrics over all documents of `index`; none if it was interrupted. A collective.
 
     Every rank encodes the same number of documents (some twice, at the end), so ranks never wait for one another's
     missing calls.
+
+    Args:
+        interrupted: asked before every call, on all ranks; ends the validation if true.
     """
     first = index.columns["group_documents"].astype(np.int64)
     group_of = np.repeat(np.arange(index.groups), np.diff(first))
@@ -33,6 +40,9 @@ def validate(engine, index: ShardIndex, sentences: int, world: World) -> dict[st
     engine.eval()
     blocks = range(0, share, DOCUMENTS_PER_CALL)
     for start in progress(blocks, desc="validate", unit="call", leave=False, disable=not world.is_first):
+        if interrupted():
+            engine.train()
+            return None
         numbers = mine[start : start + DOCUMENTS_PER_CALL]
         documents = [reader[int(group_of[n])].document(int(n - first[group_of[n]])) for n in numbers]
         vectors.append(engine(pack(documents, **settings).to(world.device))[0].float())

@@ -5,7 +5,7 @@ and resuming means starting at another step.
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -196,11 +196,11 @@ def _window(document: tuple[np.ndarray, np.ndarray], start: int, sentences: int)
     return tokens[int(lengths[:start].sum()) :], lengths[start : start + sentences]
 
 
-def batches(dataset: RankBatches, start: int, stop: int, workers: int, device: torch.device) -> Iterator[RankBatch]:
-    """The batches of steps `start` to `stop - 1`, on `device`. To be closed by whoever may not exhaust it."""
+def batches(dataset: RankBatches, steps: Iterable[int], workers: int, device: torch.device) -> Iterator[RankBatch]:
+    """The batches of `steps`, in this order, on `device`. To be closed by whoever may not exhaust it."""
     loader = DataLoader(
         dataset,
-        sampler=range(start, stop),
+        sampler=steps,
         batch_size=None,
         collate_fn=_as_is,
         num_workers=workers,

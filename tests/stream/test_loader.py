@@ -32,7 +32,7 @@ def plan(shards) -> Mixture:
 
 
 def load(plan, rank=0, world=1, start=0, stop=STEPS, workers=0, **settings) -> list[RankBatch]:
-    return list(batches(RankBatches(plan, rank, world, **settings), start, stop, workers, CPU))
+    return list(batches(RankBatches(plan, rank, world, **settings), range(start, stop), workers, CPU))
 
 
 def assert_same(one: list[RankBatch], other: list[RankBatch]) -> None:
@@ -129,7 +129,7 @@ def test_a_process_that_leaves_a_batch_unread_ends(shards, tmp_path):
         "from hmde_dist.stream.mixture import Mixture, Source\n"
         "from hmde_dist.stream.plan import PlanSettings\n"
         "mixture = Mixture([Source(ShardIndex.open(sys.argv[1]))], PlanSettings(8, 0.5, 2, 0.3, 6, 'first', 0))\n"
-        "stream = batches(RankBatches(mixture, 0, 1), 0, 500, 2, torch.device('cpu'))\n"
+        "stream = batches(RankBatches(mixture, 0, 1), range(500), 2, torch.device('cpu'))\n"
         "import atexit; atexit.register(stream.close)\n"
         "def fail():\n"
         "    next(stream)\n"
