@@ -8,11 +8,15 @@ batch are the hard negatives, and other versions of the anchor's own group never
 
 import torch
 
-from hmde_dist.objectives.tile_loss import Contrast, Hard, tile_loss
+from hmde_dist.objectives.tile_loss import Contrast, Hard, Ranks, tile_loss
 
 
 def document_contrast(
-    documents: torch.Tensor, groups: torch.Tensor, scale: torch.Tensor, hard_negatives: bool = False
+    documents: torch.Tensor,
+    groups: torch.Tensor,
+    scale: torch.Tensor,
+    hard_negatives: bool = False,
+    ranks: Ranks | None = None,
 ) -> Contrast:
     """The loss over documents laid out as [first of each pair..., second of each pair...].
 
@@ -23,8 +27,9 @@ def document_contrast(
         documents: [2n, W] or [4n, W] vectors of this rank, any norm; the loss is computed in fp32.
         groups: [2n] or [4n] group number of each document; equal numbers are versions of one document.
         scale: [1] inverse temperature.
+        ranks: stands in for the process group.
     """
     parts = 4 if hard_negatives else 2
     (x_nW, y_nW, *hard), (groups_n, _, *hard_groups) = documents.chunk(parts), groups.chunk(parts)
     hard_x, hard_y = map(Hard, hard, hard_groups) if hard_negatives else (None, None)
-    return tile_loss(x_nW, y_nW, groups_n, scale, hard_x=hard_x, hard_y=hard_y)
+    return tile_loss(x_nW, y_nW, groups_n, scale, hard_x=hard_x, hard_y=hard_y, ranks=ranks)

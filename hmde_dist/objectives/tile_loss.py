@@ -46,10 +46,10 @@ class Hard(NamedTuple):
 
 
 class Ranks:
-    """The collectives of the loss among the default process group; without one, or alone in it, there are none."""
+    """The collectives of the loss among the default process group; without one, or `alone`, there are none."""
 
-    def __init__(self):
-        joined = dist.is_initialized()
+    def __init__(self, alone: bool = False):
+        joined = dist.is_initialized() and not alone
         self.rank = dist.get_rank() if joined else 0
         self.size = dist.get_world_size() if joined else 1
 
