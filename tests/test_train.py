@@ -131,8 +131,7 @@ def stop_in_the_middle(recipe, folder, steps=40):
     assert 3 <= len(journal(folder)) < steps
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
-def test_a_run_goes_on_with_other_ranks_and_workers_and_meets_the_same_documents(ranks, tmp_path, shards):
+def test_a_run_goes_on_with_other_ranks_and_workers_and_meets_the_same_documents(tmp_path, shards):
     run = {"steps": 40, "log_every": 1}
     recipe = write_recipe(
         tmp_path / "recipe.yaml", shards("mds"), run=run, engine={"zero_stage": 0}, optimizer={"learning_rate": 1e-4}
@@ -140,16 +139,15 @@ def test_a_run_goes_on_with_other_ranks_and_workers_and_meets_the_same_documents
     whole = train(2, recipe, f"run.folder={tmp_path}/whole", "data.workers=0")
     assert whole.code == 0, whole.output
     stop_in_the_middle(recipe, tmp_path / "parts")
-    resumed = train(ranks, recipe, f"run.folder={tmp_path}/parts", "run.resume=must", "data.workers=2")
+    resumed = train(1, recipe, f"run.folder={tmp_path}/parts", "run.resume=must", "data.workers=2")
     assert resumed.code == 0, resumed.output
     for one, other in zip(journal(tmp_path / "whole"), journal(tmp_path / "parts"), strict=True):
         assert (one["step"], one["documents"], one["tokens"]) == (other["step"], other["documents"], other["tokens"])
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_run_that_was_stopped_goes_on_with_the_same_losses(stage, tmp_path, shards):
-    """Two ranks, dropout on, loader workers: after SIGTERM to one rank the joined run equals the uninterrupted one."""
+def test_a_run_that_was_stopped_goes_on_with_the_same_losses(tmp_path, shards):
+    """Under a launcher, dropout on, loader workers: after SIGTERM to one rank the joined run equals the uninterrupted one."""
     settings = {"model": {"upper": {"layers": 1, "heads": 2, "intermediate": 64, "dropout": 0.3}}}
     lower = write_recipe(tmp_path / "base.yaml", shards("mds"))
     recipe = tmp_path / "recipe.yaml"
@@ -159,7 +157,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_losses(stage, tmp_path, sh
                 "extends": str(lower),
                 **settings,
                 "run": {"steps": 40, "log_every": 1},
-                "engine": {"zero_stage": stage} | ({"zero3_persistence": 0} if stage == 3 else {}),
+                "engine": {"zero_stage": 3, "zero3_persistence": 0},
                 "data": {"workers": 1},
             }
         )
@@ -207,7 +205,6 @@ def test_a_sample_that_one_rank_cannot_read_ends_all_with_its_message(tmp_path, 
     ("change", "message"),
     [
         (["data.pairs_per_batch=4"], "data.pairs_per_batch was 8, now 4"),
-        (["engine.zero_stage=0", "engine.zero3_persistence=null"], "under ZeRO 3; resume with the same"),
         (["engine.precision=bf16"], "engine.precision was fp32, now bf16"),
     ],
 )
