@@ -163,6 +163,9 @@ class EngineSection(Section):
         description="tokens that a rank encodes at once, about; a larger batch is encoded in chunks, twice, with the same "
         "gradients (gradient cache); none = all at once",
     )
+    self_test: bool = Field(
+        True, description="at start, compare the gradient of one small step with that of a single process"
+    )
     activation_checkpointing: bool = Field(
         False, description="keep only each layer's input for the backward pass and compute the rest again"
     )

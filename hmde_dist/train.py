@@ -8,7 +8,6 @@ Exit codes: 0 done, 2 bad input or configuration, 75 stopped on request and resu
 """
 
 import atexit
-import os
 import shutil
 import sys
 import time
@@ -32,13 +31,14 @@ from hmde_dist import topology
 from hmde_dist.corpus.tokenizer import load_tokenizer
 from hmde_dist.engine import checkpoint
 from hmde_dist.engine.deepspeed_engine import TrainedModule, set_learning_rate, start_engine
+from hmde_dist.engine.frozen import sentence_vectors
 from hmde_dist.engine.gradient_cache import forward_backward
 from hmde_dist.engine.guard import APPLY, ROLL_BACK, STOP, Guard
 from hmde_dist.engine.hang_watch import HangWatch
 from hmde_dist.engine.journal import Journal
 from hmde_dist.engine.meter import Meter, model_flops
 from hmde_dist.engine.saver import Saver
-from hmde_dist.engine.schedule import learning_rate
+from hmde_dist.engine.self_test import self_test
 from hmde_dist.engine.stopping import Stopping
 from hmde_dist.engine.stragglers import Stragglers
 from hmde_dist.engine.training_state import discard_gradients, gradient_norm
@@ -47,11 +47,11 @@ from hmde_dist.model.configuration_hmde import HMDEConfig
 from hmde_dist.model.export import build_model, save_description, save_model
 from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.objectives.document_contrast import document_contrast
+from hmde_dist.preflight import check_validation, check_world, check_writable, open_mixture, open_shards, print_plan
 from hmde_dist.recipe import Recipe, dump_recipe, load_recipe
-from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.loader import RankBatch, RankBatches, batches
-from hmde_dist.stream.mixture import LanguagePairs, Mixture, Source
-from hmde_dist.stream.plan import PlanSettings
+
+UNFROZEN = -1  # what `train` returns where the sentence encoder begins to be trained
 
 
 def main() -> int:
@@ -73,7 +73,9 @@ def main() -> int:
         return DONE
     world = topology.join(recipe.engine.timeout_minutes)
     try:
-        return train(recipe, world)
+        while (code := train(recipe, world)) == UNFROZEN:
+            pass  # the same run goes on from its checkpoint, with all weights trained
+        return code
     finally:
         topology.leave()
 
@@ -81,12 +83,7 @@ def main() -> int:
 def train(recipe: Recipe, world: topology.World) -> int:
     # ---- what is asked -------------------------------------------------------------------------------------------
     run, data, hard = recipe.run, recipe.data, recipe.data.hard_negatives == "paper"
-    if data.pairs_per_batch % world.size:
-        divisors = [n for n in range(1, data.pairs_per_batch + 1) if data.pairs_per_batch % n == 0]
-        raise InputError(
-            f"data.pairs_per_batch={data.pairs_per_batch} is not divisible by {world.size} ranks: use "
-            f"{', '.join(map(str, divisors))} ranks, or a multiple of {world.size} pairs"
-        )
+    check_world(recipe, world.size)
     mixture = open_mixture(recipe)
     index = mixture.indexes[0]
     validation = open_shards(recipe, data.validation) if data.validation else None
@@ -97,11 +94,14 @@ def train(recipe: Recipe, world: topology.World) -> int:
     # ---- model, engine, state ------------------------------------------------------------------------------------
     stopping = Stopping(run, world)
     watch = HangWatch(run.folder / "hang", run.hang_minutes, world)
-    encoder = build_model(recipe.model, index, data.sentences, recipe.objective.scale, run.seed)
-    engine = start_engine(recipe, encoder, world)
     guard, checkpoints = Guard(recipe.guard), run.folder / "checkpoints"
     identity = checkpoint.identity_of(recipe, mixture.indexes)
-    restored = checkpoint.restore(engine, checkpoints, recipe, identity, world)
+    found = checkpoint.find(checkpoints, recipe, identity, world)
+    encoder = build_model(recipe.model, index, data.sentences, recipe.objective.scale, run.seed)
+    frozen = recipe.model.lower.frozen_at(found["state"]["step"] if found else 0)
+    vectors = sentence_vectors(recipe, encoder, mixture.indexes, world) if frozen else ()
+    engine = start_engine(recipe, encoder, world, frozen)
+    restored = checkpoint.load(engine, checkpoints, found, world) if found else None
     # `step` counts updates that were applied, `batch` is the position in the plan: skipped batches set them apart.
     state = restored or {
         "step": 0,
@@ -112,22 +112,26 @@ def train(recipe: Recipe, world: topology.World) -> int:
         "guard": guard.state_dict(),
     }
     guard.load_state_dict(state["guard"])
+    objective = partial(document_contrast, hard_negatives=hard)
+    tested = self_test(engine, recipe, objective, world) if recipe.engine.self_test else {}
     journal = Journal(recipe, world, state["step"])
+    journal.event("self_test", **tested)
     if world.is_first:
         save_description(encoder, index, run.folder / "model")
     meter, stragglers = Meter(world.device), Stragglers(engine.module, world)
     saver = Saver(engine, run, identity, world, journal.event, watch.beat)
     saver.newest = restored and state["step"]
-    part = RankBatches(mixture, world.rank, world.size, hard, recipe.engine.chunk_tokens)
+    part = RankBatches(mixture, world.rank, world.size, hard, recipe.engine.chunk_tokens, vectors)
 
     def open_stream() -> Iterator[RankBatch]:
         return batches(part, guard.batches(state["batch"]), data.workers, world.device)
 
     def roll_back() -> dict:
         """The state of the last checkpoint from before the trouble, loaded; the guard passes over what led to it."""
-        earlier = checkpoint.restore(engine, checkpoints, recipe, identity, world, before=guard.first_suspect)
-        if earlier is None:
+        found = checkpoint.find(checkpoints, recipe, identity, world, before=guard.first_suspect)
+        if found is None or recipe.model.lower.frozen_at(found["state"]["step"]) != frozen:
             give_up(f"no checkpoint is from before batch {guard.first_suspect}, to roll back to")
+        earlier = checkpoint.load(engine, checkpoints, found, world)
         if world.is_first:
             checkpoint.remove_after(checkpoints, earlier["step"])
         guard.roll_back(earlier["guard"])
@@ -176,7 +180,7 @@ def train(recipe: Recipe, world: topology.World) -> int:
         contrast, scale = forward_backward(
             engine,
             batch,
-            objective=partial(document_contrast, groups=batch.groups, hard_negatives=hard),
+            objective=partial(objective, groups=batch.groups),
             # Dropout depends on (seed, batch, rank, chunk) alone, so random state needs no saving.
             seed=partial(dropout_seed, run.seed, number, world.rank),
         )
@@ -187,8 +191,7 @@ def train(recipe: Recipe, world: topology.World) -> int:
         verdict, reason = guard.judge(number, loss, grad_norm)
         applied = verdict == APPLY
         if applied:
-            rate = learning_rate(recipe.optimizer, state["step"], run.steps)
-            set_learning_rate(engine, rate)
+            rate = set_learning_rate(engine, recipe, state["step"])
             engine.step()
             state["step"] += 1
             state["documents"] += len(batch.groups) * world.size
@@ -218,17 +221,25 @@ def train(recipe: Recipe, world: topology.World) -> int:
             validate_now()
         saver.advance()
         stopped, last = stopping.requested(), step == run.steps
-        if stopped or last or (applied and run.checkpoint_every and step % run.checkpoint_every == 0):
+        unfreezing = frozen and not last and not recipe.model.lower.frozen_at(step)
+        if stopped or last or unfreezing or (applied and run.checkpoint_every and step % run.checkpoint_every == 0):
             with meter.aside():
                 saver.begin(state | {"guard": guard.state_dict(), "stream": mixture.state(state["batch"])})
-                if (stopped or last) and not saver.finish():
+                if (stopped or last or unfreezing) and not saver.finish():
                     raise RunError(f"the checkpoint of step {step} could not be written; the one before it is complete")
         if stopped and (not last or validation_due()):
             journal.event("stopped", step=step, reason=stopping.reason)
             journal.close()
             return STOPPED
+        if unfreezing:
+            break
     watch.stop()
     stream.close()
+    if state["step"] < run.steps:
+        journal.event("unfrozen", step=state["step"])
+        journal.close()
+        engine.destroy()
+        return UNFROZEN
 
     # ---- the result ----------------------------------------------------------------------------------------------
     if world.is_first:
@@ -253,54 +264,6 @@ def next_batch(stream: Iterator[RankBatch], world: topology.World) -> RankBatch:
     return batch
 
 
-def open_shards(recipe: Recipe, source: str) -> ShardIndex:
-    limit = recipe.data.cache_limit_gib
-    return ShardIndex.open(source, recipe.data.cache, int(limit * 2**30) if limit else None)
-
-
-def open_mixture(recipe: Recipe) -> Mixture:
-    """The global batches that a recipe asks for."""
-    data = recipe.data
-    sources = []
-    for source in data.sources:
-        weights = source.weight if isinstance(source.weight, dict) else {0: source.weight}
-        sources.append(Source(open_shards(recipe, source.shards), tuple(sorted(weights.items()))))
-        check_alike(sources[-1].index, sources[0].index)
-    settings = PlanSettings(
-        data.pairs_per_batch,
-        data.neighbours_per_batch,
-        data.neighbour_group,
-        data.language_temperature,
-        data.sentences,
-        data.window,
-        recipe.run.seed,
-    )
-    return Mixture(sources, settings, data.batch_languages == "one_pair")
-
-
-def check_alike(one: ShardIndex, other: ShardIndex) -> None:
-    """Refuse shard sets that one model could not read, before anything is spent."""
-    for name in ("tokenizer", "vocabulary", "special_ids", "sentence_tokens"):
-        if one.manifest[name] != other.manifest[name]:
-            raise InputError(
-                f"{one.folder} and {other.folder} differ in {name}: build both with the same --tokenizer and "
-                "--sentence-tokens"
-            )
-
-
-def check_validation(validation: ShardIndex, training: ShardIndex) -> None:
-    check_alike(validation, training)
-    if not (np.diff(validation.columns["group_documents"].astype(np.int64)) > 1).any():
-        raise InputError(f"{validation.folder}: no group has two languages, so there is nothing to retrieve")
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a run folder that cannot be made, on every rank alike."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"run.folder={folder}: {existing} is no folder that can be written to")
-
-
 def export_run(run: Path, out: Path) -> Path:
     """Export the newest checkpoint of the run folder `run` as a self-contained model folder `out`."""
     recipe = load_recipe(run / "config.yaml")
@@ -310,34 +273,9 @@ def export_run(run: Path, out: Path) -> Path:
     # A name that is missing belongs to a tensor that has another name, too.
     missing, unexpected = module.load_state_dict(weights, strict=False)
     assert not unexpected and not {name for name, _ in module.named_parameters()} & set(missing), (missing, unexpected)
-    encoder.config.scale = float(module.scale())
+    encoder.config.scale = float(module.scale().detach())
     save_model(encoder, load_tokenizer(run / "model"), out)
     return out
-
-
-def print_plan(recipe: Recipe) -> None:
-    """What a run would do, from the recipe and the index of its shards alone."""
-    mixture = open_mixture(recipe)
-    settings, part = mixture.settings, mixture.parts[0]
-    encoder = build_model(recipe.model, mixture.indexes[0], settings.sentences, recipe.objective.scale, settings.seed)
-    pairs, steps = settings.pairs, recipe.run.steps
-    lower, upper = (sum(p.numel() for p in part.parameters()) for part in (encoder.lower, encoder.upper))
-    for index in mixture.indexes:
-        print(
-            f"data        {index.groups:,} groups, {index.manifest['documents']:,} documents, {len(index.languages)} languages"
-        )
-    print(f"model       {lower:,} parameters in the sentence encoder, {upper:,} in the document encoder")
-    documents = 2 * pairs * (1 + (recipe.data.hard_negatives == "paper"))
-    print(
-        f"batch       {pairs} pairs, {documents} documents; {settings.neighbour_pairs} of the pairs category neighbours at most"
-    )
-    if isinstance(part, LanguagePairs):
-        print(f"            of one of {len(part.pairs)} language pairs; {part.left_out} have too few groups")
-    print(
-        f"run         {steps:,} steps = {steps / part.batches_per_epoch:.1f} epochs of {part.batches_per_epoch:,} batches"
-        + (" of the first source, were it alone" if len(mixture.parts) > 1 else "")
-    )
-    print(f"worlds      {', '.join(str(n) for n in range(1, pairs + 1) if pairs % n == 0)} ranks")
 
 
 def dropout_seed(seed: int, step: int, rank: int, chunk: int) -> int:

@@ -148,10 +148,8 @@ def sweep(folder: Path) -> None:
 # ---- going on -----------------------------------------------------------------------------------------------------------
 
 
-def restore(
-    engine, folder: Path, recipe: Recipe, identity: dict, world: World, before: int | None = None
-) -> dict | None:
-    """Load the newest whole checkpoint into the engine; returns its state, or None to start afresh. A collective.
+def find(folder: Path, recipe: Recipe, identity: dict, world: World, before: int | None = None) -> dict | None:
+    """The manifest of the newest whole checkpoint, or None to start afresh. A collective.
 
     Every file is read through once by one of the ranks. A damaged checkpoint is named on stderr, and the one before it is
     taken.
@@ -186,8 +184,7 @@ def restore(
             problem = str(error)
         problems = world.messages(problem)
         if not problems and (before is None or manifest["state"]["batch"] <= before):
-            _load(engine, folder, manifest, world)
-            return manifest["state"]
+            return manifest
         damaged += problems
         if problems and world.is_first:
             print(f"warning: {problems[0]}; trying the checkpoint before it", file=sys.stderr)
@@ -219,7 +216,8 @@ def identity_of(recipe: Recipe, indexes: Sequence[ShardIndex]) -> dict:
     }
 
 
-def _load(engine, folder: Path, manifest: dict, world: World) -> None:
+def load(engine, folder: Path, manifest: dict, world: World) -> dict:
+    """Load a checkpoint that `find` found into the engine; returns its state. A collective."""
     found = training_state.shapes(engine)
     if found != manifest["parameters"]:
         differing = sorted(n for n in found | manifest["parameters"] if found.get(n) != manifest["parameters"].get(n))
@@ -228,13 +226,14 @@ def _load(engine, folder: Path, manifest: dict, world: World) -> None:
         )
     pieces = Pieces(folder, manifest)
     training_state.load_state(engine, manifest["state"]["step"], pieces.read, world)
+    return manifest["state"]
 
 
 class Pieces:
     """The tensors of a checkpoint, put together from the files of all ranks that wrote it."""
 
     def __init__(self, folder: Path, manifest: dict):
-        self.folder = folder / tag_of(manifest["state"]["step"])
+        self.folder, self._frozen = folder / tag_of(manifest["state"]["step"]), set(manifest["frozen"])
         self._files, self._places = {}, defaultdict(list)
         for name in manifest["files"]:
             try:
@@ -248,11 +247,14 @@ class Pieces:
             places.sort()
 
     def read(self, name: str, part: str, start: int, into: torch.Tensor) -> None:
-        """Fill `into` [n] with elements of a parameter from `start` on.
+        """Fill `into` [n] with elements of a parameter from `start` on; moments of one that was frozen are zero.
 
         Raises:
             InputError: the checkpoint has not all of them.
         """
+        if part in training_state.MOMENTS and name in self._frozen:
+            into.zero_()
+            return
         filled = 0
         for first, file, key in self._places[name, part]:
             piece = self._files[file].get_slice(key)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hmde_dist.command import InputError
+from hmde_dist.engine.schedule import learning_rate
 from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.model.packed_attention import encoder_layers
 from hmde_dist.recipe import Recipe
@@ -40,22 +41,27 @@ class TrainedModule(nn.Module):
         return self.initial_scale * self.log_scale_change.exp()
 
 
-def parameter_groups(module: TrainedModule, weight_decay: float, layer_decay: float) -> list[dict]:
-    """What is trained, by learning rate and weight decay.
+def parameter_groups(module: TrainedModule, recipe: Recipe) -> list[dict]:
+    """What is trained, by learning rate, weight decay and the step since which it is.
 
     Matrices have weight decay, vectors (norms, biases, [DCLS], scale) have none. Each layer of the sentence encoder has
     the learning rate of the layer above it times `layer_decay`, embeddings that of a layer below the first.
     """
+    settings, since = recipe.optimizer, recipe.model.lower.unfreeze_at_step or 0
     lower = module.encoder.lower
     layers = encoder_layers(lower)
-    depth = {id(p): len(layers) + 1 for p in lower.embeddings.parameters()}
+    depth = dict.fromkeys(map(id, lower.parameters()), 0)
+    depth |= {id(p): len(layers) + 1 for p in lower.embeddings.parameters()}
     depth |= {id(p): len(layers) - number for number, layer in enumerate(layers) for p in layer.parameters()}
     groups: dict[tuple, list] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
-            key = layer_decay ** depth.get(id(parameter), 0), weight_decay if parameter.ndim > 1 else 0.0
+            scale = settings.layer_decay ** depth.get(id(parameter), 0)
+            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            key = scale, decay, since if id(parameter) in depth else 0
             groups.setdefault(key, []).append(parameter)
-    return [{"params": found, "lr_scale": scale, "weight_decay": decay} for (scale, decay), found in groups.items()]
+    names = ("lr_scale", "weight_decay", "since")
+    return [{"params": found, **dict(zip(names, key, strict=True))} for key, found in groups.items()]
 
 
 def deepspeed_config(recipe: Recipe, world: World) -> dict:
@@ -79,8 +85,12 @@ def deepspeed_config(recipe: Recipe, world: World) -> dict:
     }
 
 
-def start_engine(recipe: Recipe, encoder: HMDEModel, world: World):
-    """The DeepSpeed engine around the encoder, with torch's AdamW (DeepSpeed's own is compiled at first use)."""
+def start_engine(recipe: Recipe, encoder: HMDEModel, world: World, frozen: bool = False):
+    """The DeepSpeed engine around the encoder, with torch's AdamW (DeepSpeed's own is compiled at first use).
+
+    Args:
+        frozen: the sentence encoder keeps its weights.
+    """
     if recipe.engine.compile:
         if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
             raise InputError("engine.compile=true would do nothing, for TORCHDYNAMO_DISABLE=1 is set: unset it")
@@ -90,13 +100,15 @@ def start_engine(recipe: Recipe, encoder: HMDEModel, world: World):
     import deepspeed
 
     settings = recipe.optimizer
+    if frozen:
+        encoder.lower.requires_grad_(False)
     if recipe.engine.activation_checkpointing:
         encoder.checkpoint_activations()
     if recipe.engine.compile:
         encoder.compile_layers()
     module = TrainedModule(encoder, recipe.objective.scale, recipe.objective.trainable_scale, recipe.engine.precision)
     optimizer = torch.optim.AdamW(
-        parameter_groups(module, settings.weight_decay, settings.layer_decay),
+        parameter_groups(module, recipe),
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,
@@ -106,6 +118,11 @@ def start_engine(recipe: Recipe, encoder: HMDEModel, world: World):
     return engine
 
 
-def set_learning_rate(engine, rate: float) -> None:
+def set_learning_rate(engine, recipe: Recipe, step: int) -> float:
+    """Set the rate of every group for optimizer step `step`; returns that of the document encoder."""
+    rate = learning_rate(recipe.optimizer, step, recipe.run.steps)
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+        # What was frozen before has a warm-up of its own.
+        warm = min(1.0, (step - group["since"] + 1) / (recipe.optimizer.warmup_steps + 1)) if group["since"] else 1.0
+        group["lr"] = rate * group["lr_scale"] * warm
+    return rate

@@ -139,6 +139,7 @@ class Saver:
                 "world": self.world.size,
                 "zero_stage": self.engine.zero_optimization_stage(),
                 "parameters": training_state.shapes(self.engine),
+                "frozen": [name for name, p in self.engine.module.named_parameters() if not p.requires_grad],
                 "buffers": {name: list(buffer.shape) for name, buffer in training_state.buffers(self.engine).items()},
                 "versions": {"torch": torch.__version__},
             }

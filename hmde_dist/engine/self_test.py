@@ -71,8 +71,9 @@ def self_test(engine, recipe: Recipe, objective: Callable[..., Contrast], world:
             "scale_gradient_ratio": scale[0] / scale[1],
         }
         norm, angle = TOLERANCE[recipe.engine.precision]
-        off = [abs(measured[name] - 1) > norm for name in ("norm_ratio", "scale_gradient_ratio")]
-        if any(off) or not measured["cosine"] > 1 - angle:
+        # A trained scale's gradient is a small difference of large sums: rounding is measured by the whole gradient.
+        scale_is_off = abs(scale[0] - scale[1]) > norm * (abs(scale[1]) + 0.01 * np.sqrt(sums[2]))
+        if scale_is_off or not (abs(measured["norm_ratio"] - 1) <= norm and measured["cosine"] > 1 - angle):
             problem = ", ".join(f"{name} {value:.6f}" for name, value in measured.items())
     if world.agree(bool(problem)):
         raise RunError(
@@ -90,7 +91,9 @@ def _plain_copy(engine, recipe: Recipe, world: World) -> TrainedModule | None:
     if world.is_first:
         encoder = HMDEModel(module.encoder.config)
         settings = recipe.objective
-        copy = TrainedModule(encoder, settings.scale, settings.trainable_scale, recipe.engine.precision).to(world.device)
+        copy = TrainedModule(encoder, settings.scale, settings.trainable_scale, recipe.engine.precision).to(
+            world.device
+        )
         copy.load_state_dict(dict(module.named_buffers()), strict=False)
         copy.train(module.training)
         into = dict(copy.named_parameters())
@@ -116,7 +119,11 @@ def _whole_gradient(engine, parameter: torch.nn.Parameter) -> torch.Tensor:
     from deepspeed.utils import safe_get_full_grad
 
     found = safe_get_full_grad(parameter)
-    return torch.zeros(getattr(parameter, "ds_shape", parameter.shape), device=parameter.device) if found is None else found
+    return (
+        torch.zeros(getattr(parameter, "ds_shape", parameter.shape), device=parameter.device)
+        if found is None
+        else found
+    )
 
 
 def _batch(encoder: HMDEModel, recipe: Recipe, rank: int, size: int) -> RankBatch:
@@ -146,10 +153,12 @@ def _pack(encoder: HMDEModel, rank: int, numbers: np.ndarray) -> PackedBatch:
         ]
         vectors = [torch.from_numpy(b).bfloat16().view(torch.int16).numpy().reshape(-1, width) for b in bits]
         return pack_vectors(vectors, 0)
-    documents = []
+    documents, vocabulary = [], encoder.config.lower["vocab_size"]
     for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
         lengths = 2 + draws.bits(0, "tokens", rank, number, np.arange(count)) % 5
-        tokens = draws.bits(0, "token", rank, number, np.arange(int(lengths.sum()))) % encoder.config.lower["vocab_size"]
+        tokens = (
+            draws.bits(0, "token", rank, number, np.arange(int(lengths.sum()))) % encoder.config.lower["vocab_size"]
+        )
         documents.append((tokens.astype(np.uint32), lengths.astype(np.int64)))
     return pack(documents, cls_id=0, sep_id=1, sentences=3)
 
@@ -174,5 +183,7 @@ def _reference_backward(copy: TrainedModule, recipe: Recipe, objective: Callable
     # [first of each pair..., second of each pair..., ...] of each rank -> the same of all ranks together.
     parts = len(groups[0]) // PAIRS
     whole = torch.cat([part for column in zip(*(v.chunk(parts) for v in vectors), strict=True) for part in column])
-    whole_groups = torch.cat([part for column in zip(*(g.chunk(parts) for g in groups), strict=True) for part in column])
+    whole_groups = torch.cat(
+        [part for column in zip(*(g.chunk(parts) for g in groups), strict=True) for part in column]
+    )
     objective(whole, groups=whole_groups.to(world.device), scale=scale, ranks=Ranks(alone=True)).loss.backward()

@@ -111,20 +111,24 @@ def _adam(engine) -> torch.optim.Optimizer:
     return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
 
 
-def _flat_parameters(engine) -> list[torch.Tensor]:
-    """The tensors that Adam updates."""
-    stage = engine.zero_optimization_stage()
+def _flat_parameters(engine) -> list[tuple[torch.Tensor, dict]]:
+    """The tensors that Adam updates, each with its parameter group."""
+    stage, groups = engine.zero_optimization_stage(), _adam(engine).param_groups
     if stage == 3:
-        return engine.optimizer.fp32_partitioned_groups_flat
+        optimizer = engine.optimizer
+        return [
+            (flat, groups[optimizer.sub_group_to_group_id[number]])
+            for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat)
+        ]
     if stage:
-        return engine.optimizer.single_partition_of_fp32_groups
-    return [p for p in engine.module.parameters() if p.requires_grad]
+        return list(zip(engine.optimizer.single_partition_of_fp32_groups, groups, strict=True))
+    return [(parameter, group) for group in groups for parameter in group["params"]]
 
 
 def _fill_moments(engine) -> None:
     """Make Adam's state as its first step would, where it has none yet."""
     state = _adam(engine).state
-    for flat in _flat_parameters(engine):
+    for flat, _ in _flat_parameters(engine):
         if not state[flat]:
             state[flat].update(step=torch.tensor(0.0), **{name: torch.zeros_like(flat) for name in MOMENTS})
 
@@ -143,8 +147,8 @@ def load_state(engine, step: int, read: Callable[[str, str, int, torch.Tensor], 
             read(part.name, kind, part.start, tensor)
     for name, buffer in buffers(engine).items():
         read(name, "buffer", 0, buffer.view(-1))
-    for flat in _flat_parameters(engine):
-        _adam(engine).state[flat]["step"].fill_(step)
+    for flat, group in _flat_parameters(engine):
+        _adam(engine).state[flat]["step"].fill_(step - group["since"])
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 3:
         optimizer._partition_all_parameters()

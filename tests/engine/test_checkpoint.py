@@ -6,7 +6,7 @@ from launch import write_recipe
 
 from hmde_dist.command import InputError
 from hmde_dist.engine import checkpoint
-from hmde_dist.engine.checkpoint import load_weights, outdated, restore, steps_in, sweep, write_manifest
+from hmde_dist.engine.checkpoint import find, load_weights, outdated, steps_in, sweep, write_manifest
 from hmde_dist.recipe import load_recipe
 from hmde_dist.topology import World
 
@@ -41,14 +41,14 @@ def folder(tmp_path):
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(override, identity, message, folder, tmp_path):
     recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", tmp_path), [override])
     with pytest.raises(InputError, match=message):
-        restore(None, folder, recipe, identity, ALONE)
+        find(folder, recipe, identity, ALONE)
 
 
 def test_nothing_to_resume(tmp_path):
     path = write_recipe(tmp_path / "recipe.yaml", tmp_path)
-    assert restore(None, tmp_path / "none", load_recipe(path), {}, ALONE) is None
+    assert find(tmp_path / "none", load_recipe(path), {}, ALONE) is None
     with pytest.raises(InputError, match="no complete checkpoint"):
-        restore(None, tmp_path / "none", load_recipe(path, ["run.resume=must"]), {}, ALONE)
+        find(tmp_path / "none", load_recipe(path, ["run.resume=must"]), {}, ALONE)
     with pytest.raises(InputError, match="no complete checkpoint to export"):
         load_weights(tmp_path)
 
@@ -58,12 +58,12 @@ def test_checkpoints_of_another_format_are_refused_and_not_taken_for_damaged(fol
     old = {"step": 4, "world": 2, "zero_stage": 1, "files": {}}
     (folder / "step-00000004.json").write_text(json.dumps(old))
     with pytest.raises(InputError, match="earlier version"):
-        restore(None, folder, recipe, {}, ALONE)
+        find(folder, recipe, {}, ALONE)
     checkpoint.FORMAT, known = 9, checkpoint.FORMAT
     write_manifest(folder / "step-00000004.json", {})
     checkpoint.FORMAT = known
     with pytest.raises(InputError, match="format 9, this version reads"):
-        restore(None, folder, recipe, {}, ALONE)
+        find(folder, recipe, {}, ALONE)
 
 
 def test_the_newest_the_pinned_and_one_of_every_so_many_hours_stay(folder):

@@ -1,0 +1,100 @@
+"""Before anything is spent: what a recipe names is opened, and what cannot work is refused.
+
+Owns what `train.py` asks of data and folders, and `--plan`. Reads indexes and configurations only, so it runs on a login node.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from hmde_dist.command import InputError
+from hmde_dist.model.export import build_model
+from hmde_dist.recipe import Recipe
+from hmde_dist.stream.index import ShardIndex
+from hmde_dist.stream.mixture import LanguagePairs, Mixture, Source
+from hmde_dist.stream.plan import PlanSettings
+
+
+def check_world(recipe: Recipe, size: int) -> None:
+    """Refuse a number of ranks that does not divide the batch."""
+    pairs = recipe.data.pairs_per_batch
+    if pairs % size:
+        divisors = [n for n in range(1, pairs + 1) if pairs % n == 0]
+        raise InputError(
+            f"data.pairs_per_batch={pairs} is not divisible by {size} ranks: use {', '.join(map(str, divisors))} ranks, or "
+            f"a multiple of {size} pairs"
+        )
+
+
+def open_shards(recipe: Recipe, source: str) -> ShardIndex:
+    limit = recipe.data.cache_limit_gib
+    return ShardIndex.open(source, recipe.data.cache, int(limit * 2**30) if limit else None)
+
+
+def open_mixture(recipe: Recipe) -> Mixture:
+    """The global batches that a recipe asks for."""
+    data = recipe.data
+    sources = []
+    for source in data.sources:
+        weights = source.weight if isinstance(source.weight, dict) else {0: source.weight}
+        sources.append(Source(open_shards(recipe, source.shards), tuple(sorted(weights.items()))))
+        check_alike(sources[-1].index, sources[0].index)
+    settings = PlanSettings(
+        data.pairs_per_batch,
+        data.neighbours_per_batch,
+        data.neighbour_group,
+        data.language_temperature,
+        data.sentences,
+        data.window,
+        recipe.run.seed,
+    )
+    return Mixture(sources, settings, data.batch_languages == "one_pair")
+
+
+def check_alike(one: ShardIndex, other: ShardIndex) -> None:
+    """Refuse shard sets that one model could not read, before anything is spent."""
+    for name in ("tokenizer", "vocabulary", "special_ids", "sentence_tokens"):
+        if one.manifest[name] != other.manifest[name]:
+            raise InputError(
+                f"{one.folder} and {other.folder} differ in {name}: build both with the same --tokenizer and "
+                "--sentence-tokens"
+            )
+
+
+def check_validation(validation: ShardIndex, training: ShardIndex) -> None:
+    check_alike(validation, training)
+    if not (np.diff(validation.columns["group_documents"].astype(np.int64)) > 1).any():
+        raise InputError(f"{validation.folder}: no group has two languages, so there is nothing to retrieve")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a run folder that cannot be made, on every rank alike."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"run.folder={folder}: {existing} is no folder that can be written to")
+
+
+def print_plan(recipe: Recipe) -> None:
+    """What a run would do, from the recipe and the index of its shards alone."""
+    mixture = open_mixture(recipe)
+    settings, part = mixture.settings, mixture.parts[0]
+    encoder = build_model(recipe.model, mixture.indexes[0], settings.sentences, recipe.objective.scale, settings.seed)
+    pairs, steps = settings.pairs, recipe.run.steps
+    lower, upper = (sum(p.numel() for p in part.parameters()) for part in (encoder.lower, encoder.upper))
+    for index in mixture.indexes:
+        print(
+            f"data        {index.groups:,} groups, {index.manifest['documents']:,} documents, {len(index.languages)} languages"
+        )
+    print(f"model       {lower:,} parameters in the sentence encoder, {upper:,} in the document encoder")
+    documents = 2 * pairs * (1 + (recipe.data.hard_negatives == "paper"))
+    print(
+        f"batch       {pairs} pairs, {documents} documents; {settings.neighbour_pairs} of the pairs category neighbours at most"
+    )
+    if isinstance(part, LanguagePairs):
+        print(f"            of one of {len(part.pairs)} language pairs; {part.left_out} have too few groups")
+    print(
+        f"run         {steps:,} steps = {steps / part.batches_per_epoch:.1f} epochs of {part.batches_per_epoch:,} batches"
+        + (" of the first source, were it alone" if len(mixture.parts) > 1 else "")
+    )
+    print(f"worlds      {', '.join(str(n) for n in range(1, pairs + 1) if pairs % n == 0)} ranks")
