@@ -2,7 +2,7 @@
 single process.
 
 Wrong scaling, a reduction that drops a chunk, or a library that changed underneath show up as a norm or a direction that
-is off, and Adam would hide them for a month. Every rank encodes two made-up pairs with the real model; the first rank
+is off, and Adam would hide them for a month. Every rank encodes three made-up pairs with the real model; the first rank
 repeats the whole step on a plain copy of the model, chunk by chunk with the same dropout, its loss over all rows at once.
 Refuses to train when they differ. Nothing of it stays: the gradients are dropped like those of a skipped step.
 """
@@ -24,7 +24,7 @@ from hmde_dist.stream.batch import PackedBatch, pack, pack_vectors
 from hmde_dist.stream.loader import RankBatch
 from hmde_dist.topology import World
 
-PAIRS = 2  # of each rank
+PAIRS = 3  # of each rank
 # Of the norm, and 1 - cosine. The same chunks are computed twice, so bf16 differs by the order of its sums alone.
 TOLERANCE = {"fp32": (1e-3, 1e-5), "bf16": (2e-2, 1e-3)}
 
@@ -127,7 +127,7 @@ def _whole_gradient(engine, parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 def _batch(encoder: HMDEModel, recipe: Recipe, rank: int, size: int) -> RankBatch:
-    """Two pairs of made-up documents; the last pair of the last rank is of the first rank's first group."""
+    """Three pairs of made-up documents; the last pair of the last rank is of the first rank's first group."""
     chunks = 2 if recipe.engine.chunk_tokens else 1
     numbers = np.arange(2 * PAIRS * (2 if recipe.data.hard_negatives == "paper" else 1))
     groups = rank * PAIRS + numbers % PAIRS
@@ -156,11 +156,11 @@ def _pack(encoder: HMDEModel, rank: int, numbers: np.ndarray) -> PackedBatch:
     documents, vocabulary = [], encoder.config.lower["vocab_size"]
     for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
         lengths = 2 + draws.bits(0, "tokens", rank, number, np.arange(count)) % 5
-        tokens = (
-            draws.bits(0, "token", rank, number, np.arange(int(lengths.sum()))) % encoder.config.lower["vocab_size"]
-        )
+        # The upper half of the vocabulary: special tokens lie in the lower one.
+        random = draws.bits(0, "token", rank, number, np.arange(int(lengths.sum())))
+        tokens = vocabulary - 1 - random % (vocabulary // 2)
         documents.append((tokens.astype(np.uint32), lengths.astype(np.int64)))
-    return pack(documents, cls_id=0, sep_id=1, sentences=3)
+    return pack(documents, cls_id=vocabulary - 1, sep_id=vocabulary - 2, sentences=3)
 
 
 def _seed(seed: int, rank: int, chunk: int) -> int:
