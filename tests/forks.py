@@ -84,8 +84,10 @@ class Forks:
         return self.wait(self.start(ranks, recipe, *overrides, patch=patch))
 
     def close(self) -> None:
-        self.server.stdin.close()
-        self.server.wait(30)
+        from launch import end_tree
+
+        end_tree(self.server.pid)
+        self.server.wait()
 
 
 def kill(pid: int) -> None:
