@@ -64,6 +64,7 @@ class Forks:
         self.number += 1
         folder = self.folder / str(self.number)
         folder.mkdir()
+        overrides = ("engine.self_test=false", *overrides)  # has tests of its own
         pids = self._ask(
             do="start",
             ranks=ranks,

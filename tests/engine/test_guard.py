@@ -142,7 +142,7 @@ def test_trouble_without_end_ends_with_a_post_mortem(tmp_path, shards, forks: Fo
     recipe = write_recipe(tmp_path / "recipe.yaml", shards("mds"), run=run, guard=BUDGET)
     job = forks.train(2, recipe, patch=poison(set(range(5, 99))))
     assert job.codes[0] == 1 and job.codes[1] != 0, job.output
-    (line,) = [line for line in job.output.splitlines() if line.startswith("error: ")]
+    (line,) = {line for line in job.output.splitlines() if line.startswith("error: ")}  # of each rank
     assert "the loss is not finite" in line and "post-mortem.json" in line and "Traceback" not in job.output
     report = json.loads((tmp_path / "run" / "post-mortem.json").read_text())
     assert report["passed_over"] == [[4, 6]] and [bad["batch"] for bad in report["not_applied"]] == [7, 8]
