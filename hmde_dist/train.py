@@ -72,15 +72,16 @@ def main() -> int:
         print_plan(recipe)
         return DONE
     world = topology.join(recipe.engine.timeout_minutes)
+    stopping = Stopping(recipe.run, world)
     try:
-        while (code := train(recipe, world)) == UNFROZEN:
+        while (code := train(recipe, world, stopping)) == UNFROZEN:
             pass  # the same run goes on from its checkpoint, with all weights trained
         return code
     finally:
         topology.leave()
 
 
-def train(recipe: Recipe, world: topology.World) -> int:
+def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
     # ---- what is asked -------------------------------------------------------------------------------------------
     run, data, hard = recipe.run, recipe.data, recipe.data.hard_negatives == "paper"
     check_world(recipe, world.size)
@@ -92,7 +93,6 @@ def train(recipe: Recipe, world: topology.World) -> int:
     check_writable(run.folder)
 
     # ---- model, engine, state ------------------------------------------------------------------------------------
-    stopping = Stopping(run, world)
     watch = HangWatch(run.folder / "hang", run.hang_minutes, world)
     guard, checkpoints = Guard(recipe.guard), run.folder / "checkpoints"
     identity = checkpoint.identity_of(recipe, mixture.indexes)

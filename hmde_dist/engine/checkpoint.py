@@ -180,6 +180,7 @@ def find(folder: Path, recipe: Recipe, identity: dict, world: World, before: int
                 _check_identity(path, manifest["identity"], identity)
                 for name in sorted(manifest["files"])[world.rank :: world.size]:
                     check_file(folder / tag_of(step) / name, manifest["files"][name])
+                Pieces(folder, manifest)  # opens
         except DamagedCheckpoint as error:
             problem = str(error)
         problems = world.messages(problem)
@@ -218,13 +219,10 @@ def identity_of(recipe: Recipe, indexes: Sequence[ShardIndex]) -> dict:
 
 def load(engine, folder: Path, manifest: dict, world: World) -> dict:
     """Load a checkpoint that `find` found into the engine; returns its state. A collective."""
-    found = training_state.shapes(engine)
+    pieces, found = Pieces(folder, manifest), training_state.shapes(engine)
     if found != manifest["parameters"]:
         differing = sorted(n for n in found | manifest["parameters"] if found.get(n) != manifest["parameters"].get(n))
-        raise InputError(
-            f"{folder / tag_of(manifest['state']['step'])} is of another model: {', '.join(differing[:3])}"
-        )
-    pieces = Pieces(folder, manifest)
+        raise InputError(f"{pieces.folder} is of another model: {', '.join(differing[:3])}")
     training_state.load_state(engine, manifest["state"]["step"], pieces.read, world)
     return manifest["state"]
 

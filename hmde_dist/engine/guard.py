@@ -11,9 +11,10 @@ a run that goes on from a checkpoint judges as the uninterrupted one would.
 
 import json
 import math
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from hmde_dist.command import output_file
 from hmde_dist.recipe import GuardSection
@@ -24,6 +25,7 @@ APPLY, SKIP, ROLL_BACK, STOP = "apply", "skip", "roll back", "stop"
 
 # Between steps of a calm run values differ by some per cent; less is no scale to judge by.
 LEAST_DEVIATION = 0.1
+SMALLEST = 1e-30  # has a logarithm
 
 
 class Guard:
@@ -91,12 +93,18 @@ class Guard:
                 return f"the {name} is not finite"
         if self.settings.deviations is None or len(self.applied) < max(2, self.settings.window // 4):
             return ""
-        for place, name, value in ((1, "loss", loss), (2, "gradient norm", norm)):
-            known = [math.log(max(one[place], 1e-30)) for one in self.applied]
-            median = statistics.median(known)
-            deviation = max(LEAST_DEVIATION, statistics.median(abs(one - median) for one in known))
-            if math.log(max(value, 1e-30)) > median + self.settings.deviations * deviation:
-                return f"the {name} is {value:.4g}, the median of the last {len(known)} steps {math.exp(median):.4g}"
+        known = np.log(np.maximum(np.array(self.applied)[:, 1:], SMALLEST))
+        medians = np.median(known, axis=0)
+        deviations = np.maximum(np.median(np.abs(known - medians), axis=0), LEAST_DEVIATION)
+        for name, value, middle, limit in zip(
+            ("loss", "gradient norm"),
+            (loss, norm),
+            medians,
+            medians + self.settings.deviations * deviations,
+            strict=True,
+        ):
+            if math.log(max(value, SMALLEST)) > limit:
+                return f"the {name} is {value:.4g}, the median of the last {len(known)} steps {math.exp(middle):.4g}"
         return ""
 
     # ---- rolling back ------------------------------------------------------------------------------------------------

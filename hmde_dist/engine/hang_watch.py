@@ -43,6 +43,7 @@ class HangWatch:
         self.place = "before the first step"
         self._beaten, self._ended = time.monotonic(), threading.Event()
         self._main = threading.main_thread().ident
+        self._thread = threading.Thread(target=self._watch, name="hang watch", daemon=True)
 
     def start(self) -> None:
         if self.seconds is None:
@@ -50,7 +51,7 @@ class HangWatch:
         if self.world.is_first:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.beat(self.place)
-        threading.Thread(target=self._watch, name="hang watch", daemon=True).start()
+        self._thread.start()
 
     def beat(self, place: str | None = None) -> None:
         """The main thread goes on.
@@ -65,6 +66,8 @@ class HangWatch:
     def stop(self) -> None:
         """Watch no longer."""
         self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()  # or it might put off once more what is cancelled here
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:

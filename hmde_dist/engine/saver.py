@@ -189,8 +189,9 @@ class Saver:
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except (OSError, InputError, checkpoint.DamagedCheckpoint) as error:
-            self.save.problem = str(error)
+        except Exception as error:  # whatever it is, this save must not become real
+            told = isinstance(error, OSError | InputError | checkpoint.DamagedCheckpoint)
+            self.save.problem = str(error) if told else repr(error)
 
     @property
     def _partial(self) -> Path:

@@ -96,12 +96,12 @@ def events(run, name):
 
 @pytest.mark.parametrize(
     ("stage", "chunks"),
-    [(0, []), (1, []), (3, []), *((stage, ["engine.chunk_tokens=200"]) for stage in (1, 2, 3))],
+    [(0, []), (1, []), (3, []), *((stage, ["engine.chunk_tokens=500"]) for stage in (1, 2, 3))],
     ids=["0", "1", "3", "1 chunks", "2 chunks", "3 chunks"],
 )
 def test_a_skipped_batch_leaves_no_trace_in_weights_and_optimizer(stage, chunks, tmp_path, shards, forks: Forks):
     """The first batch of all, one in the middle, and two in a row, on two ranks of which one saw the NaN."""
-    recipe = write_recipe(tmp_path / "recipe.yaml", shards("mds"), engine=zero(stage), run={"steps": 4})
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards("mds"), engine=zero(stage), run={"steps": 3})
     skipping, never = tmp_path / "skipping", tmp_path / "never"
     job = forks.train(2, recipe, *chunks, f"run.folder={skipping}", patch=poison({0, 2, 3}))
     assert job.codes == [0, 0], job.output
@@ -110,8 +110,8 @@ def test_a_skipped_batch_leaves_no_trace_in_weights_and_optimizer(stage, chunks,
     job = forks.train(2, recipe, *chunks, f"run.folder={never}", patch=PASS_OVER)
     assert job.codes == [0, 0], job.output
     assert events(never, "skipped") == []
-    assert facts(skipping) == facts(never) and facts(never)[4][-1] == 7
-    assert checksums(skipping, 4) == checksums(never, 4)
+    assert facts(skipping) == facts(never) and facts(never)[3][-1] == 6
+    assert checksums(skipping, 3) == checksums(never, 3)
 
 
 BUDGET = {"window": 8, "skips": 1, "margin": 1, "rollbacks": 1}
@@ -142,7 +142,7 @@ def test_trouble_without_end_ends_with_a_post_mortem(tmp_path, shards, forks: Fo
     recipe = write_recipe(tmp_path / "recipe.yaml", shards("mds"), run=run, guard=BUDGET)
     job = forks.train(2, recipe, patch=poison(set(range(5, 99))))
     assert job.codes[0] == 1 and job.codes[1] != 0, job.output
-    (line,) = [line for line in job.output.splitlines() if line.startswith("error: ")]
+    (line,) = {line for line in job.output.splitlines() if line.startswith("error: ")}  # of each rank
     assert "the loss is not finite" in line and "post-mortem.json" in line and "Traceback" not in job.output
     report = json.loads((tmp_path / "run" / "post-mortem.json").read_text())
     assert report["passed_over"] == [[4, 6]] and [bad["batch"] for bad in report["not_applied"]] == [7, 8]

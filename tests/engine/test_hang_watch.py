@@ -89,7 +89,7 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run(how, message, tmp_path, sha
 def test_a_rank_that_exits_ends_the_others(tmp_path, shards, forks: Forks):
     recipe = write_recipe(tmp_path / "recipe.yaml", shards("mds"), run={"steps": 5000, "checkpoint_every": 1})
     ended = forks.train(2, recipe, patch=hang("os._exit(0)"))
-    assert ended.codes == [1, 0] and "Connection closed by peer" in ended.output
+    assert ended.codes == [1, 0] and "gloo" in ended.output, ended.output
     again = forks.start(2, recipe, "run.resume=must")
     while len(journal(tmp_path / "run")) < 5:
         time.sleep(0.05)

@@ -57,12 +57,12 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(stage, tmp_path, sha
     parts = tmp_path / "parts"
     stop = f"""
 from pathlib import Path
-inner = train.learning_rate
-def learning_rate(settings, step, steps):
+inner = train.set_learning_rate
+def set_learning_rate(engine, recipe, step):
     if step == 4 and rank == 0:
         Path({str(parts)!r}, "STOP").touch()
-    return inner(settings, step, steps)
-train.learning_rate = learning_rate
+    return inner(engine, recipe, step)
+train.set_learning_rate = set_learning_rate
 """
     stopped = forks.train(2, recipe, f"run.folder={parts}", patch=stop)
     assert stopped.codes == [75, 75], stopped.output

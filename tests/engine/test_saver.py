@@ -37,12 +37,12 @@ def test_a_file_is_safetensors_as_its_library_reads_it(tmp_path):
 
 FULL_DISK = """
 import resource
-inner = train.learning_rate
-def learning_rate(settings, step, steps):
+inner = train.set_learning_rate
+def set_learning_rate(engine, recipe, step):
     if step == 3 and rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-    return inner(settings, step, steps)
-train.learning_rate = learning_rate
+    return inner(engine, recipe, step)
+train.set_learning_rate = set_learning_rate
 """
 
 
