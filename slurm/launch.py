@@ -1,5 +1,6 @@
 """Submit a training run to Slurm with submitit, or run the same job on this machine with `--profile local`.
 
+The job saves, requeues itself and goes on when its time limit comes, when it is preempted and when a node fails.
 With --array N the command behind `--` (tools/build_documents.py wikipedia or tools/build_shards.py) is spread over the
 cluster instead: each of its steps becomes an array of N jobs that waits for the step before it.
 """
@@ -12,7 +13,7 @@ from hmde_dist.command import InputError, argument_parser, positive, run_command
 from hmde_dist.corpus import shard_build, wikipedia
 from hmde_dist.recipe import dump_recipe, load_recipe
 from hmde_dist.stream.index import ShardIndex
-from hmde_dist.submission import Profile, TrainingJob, batch_script, load_profile, step_scripts, submit, submit_steps
+from hmde_dist.submission import Profile, batch_script, load_profile, step_scripts, submit, submit_steps, wait
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -26,7 +27,7 @@ def main() -> int | None:
     )
     parser.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--profile", required=True, metavar="NAME", help="a file of slurm/profiles/, without .yaml")
+    parser.add_argument("--profile", required=True, metavar="NAME", help="of slurm/profiles/, or a YAML file")
     parser.add_argument("--nodes", type=positive, default=1)
     parser.add_argument(
         "--array", type=positive, metavar="N", help="jobs that share each step of the command behind --"
@@ -35,7 +36,7 @@ def main() -> int | None:
     parser.add_argument("--wait", action="store_true", help="stay until the job ends, with its exit code")
     before, command = split_command(sys.argv[1:])
     args = parser.parse_intermixed_args(before)
-    profile = load_profile(PROFILES / f"{args.profile}.yaml")
+    profile = load_profile(profile_path(args.profile))
     if command or args.array:
         if args.recipe or not command or not args.array:
             raise InputError("give RECIPE, or --array N -- COMMAND")
@@ -55,14 +56,14 @@ def main() -> int | None:
     for source in recipe.data.sources:
         if "://" not in source.shards:
             ShardIndex.open(source.shards)
-    job = submit(TrainingJob((str(args.recipe), *args.overrides)), profile, args.nodes, args.recipe.stem, folder)
-    print(f"job {job.job_id}: logs in {folder}, progress in {recipe.run.folder / 'journal.jsonl'}")
-    if args.wait or profile.cluster == "local":
-        # A local job is a child of this process: it would not outlive it.
-        codes = job.results()
-        print(f"exit codes of the ranks: {' '.join(map(str, codes))}")
-        return max(codes)
-    return None
+    job = submit(dump_recipe(recipe).encode(), profile, args.nodes, args.recipe.stem, folder)
+    print(f"job {job.job_id}: logs in {folder}; python slurm/status.py {recipe.run.folder}", flush=True)
+    # A local job is a child of this process: it would not outlive it.
+    return wait(job, folder) if args.wait or profile.cluster == "local" else None
+
+
+def profile_path(name: str) -> Path:
+    return Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
 
 
 def split_command(arguments: list[str]) -> tuple[list[str], list[str]]:
