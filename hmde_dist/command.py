@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -130,3 +131,15 @@ def output_file(path: str | Path, mode: str = "w", **open_options) -> Iterator:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def code_commit() -> str:
+    """The git commit of the code that runs, "" where there is none; a snapshot of the code bears it in a file."""
+    root = Path(__file__).parent.parent
+    if (root / "commit").is_file():
+        return (root / "commit").read_text(encoding="utf-8")
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""  # no git on this node

@@ -15,7 +15,7 @@ import yaml
 from hmde_dist.command import InputError
 
 # A job in one of these states may still run.
-ALIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_HOLD"}
+ALIVE = set("PENDING CONFIGURING RUNNING SIGNALING COMPLETING SUSPENDED STOPPED REQUEUED REQUEUE_HOLD".split())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ and whether the nodes still answer. The run folder is all the state there is:
       code-1a2b3c4d5e6f/      what the job runs: the package and the resolved recipe as they were submitted
       ID_submission.sh        the batch script
       ID_RANK_log.out, .err   what a rank printed, over all restarts
-      ID_code                 how the last attempt ended
+      ID_RESTART_code         exit code of an attempt, by its first rank
+      attempt                 the attempt that has the run folder
       ID_submitted.pkl, …     submitit's own
 """
 
@@ -21,6 +22,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
-from hmde_dist.command import BAD_INPUT, DONE, FAILED, STOPPED, InputError, output_folder
+from hmde_dist.command import BAD_INPUT, DONE, FAILED, STOPPED, InputError, code_commit, output_folder
 from hmde_dist.recipe import Count, Section
 from hmde_dist.run_status import job_ids, slurm_jobs
 
@@ -106,11 +108,11 @@ class TrainingJob:
 
     def __call__(self) -> int:
         task = submitit.JobEnvironment()
-        code_file = task.paths.folder / f"{task.job_id}_code"
+        jobs, attempt = task.paths.folder, f"{task.job_id}_{os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
         def end(code: int) -> int:
             if task.global_rank == 0:
-                code_file.write_text(f"{code}\n")
+                (jobs / f"{attempt}_code").write_text(f"{code}\n")
             return code
 
         def stop_at_once(*_) -> None:
@@ -121,6 +123,9 @@ class TrainingJob:
 
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, stop_at_once)  # nothing is trained yet; the loop has handlers of its own
+        if task.global_rank == 0:
+            (jobs / "attempt").write_text(attempt)
+            threading.Thread(target=_give_way, args=(jobs / "attempt", attempt), daemon=True).start()
         if task.cluster == "local":
             # Not CUDA_VISIBLE_DEVICES: ranks choose their device by LOCAL_RANK. Under Slurm `topology` knows the ranks.
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
@@ -132,6 +137,16 @@ class TrainingJob:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return end(BAD_INPUT)
+
+
+def _give_way(file: Path, attempt: str) -> None:
+    """End this process when a later attempt has the run folder: ranks on a node that Slurm has lost may live on."""
+    while True:
+        time.sleep(5)
+        with contextlib.suppress(OSError):
+            if (now := file.read_text()) != attempt:
+                print(f"error: attempt {now} has the run folder, {attempt} ends", file=sys.stderr, flush=True)
+                os._exit(FAILED)
 
 
 @dataclass(frozen=True)
@@ -159,7 +174,7 @@ def take_snapshot(folder: Path, files: Mapping[str, bytes]) -> Path:
         f"{package.name}/{path.relative_to(package)}": path.read_bytes()
         for path in sorted(package.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
-    } | dict(files)
+    } | {"commit": code_commit().encode(), **files}
     digest = hashlib.sha256()
     for name, content in copied.items():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
@@ -187,16 +202,15 @@ while MASTER_PORT=$((12000 + RANDOM % 20000)); (exec 3<>/dev/tcp/127.0.0.1/$MAST
 export MASTER_PORT"""
 
 BEGIN = """
-code_file={folder}/${{SLURM_JOB_ID}}_code
-rm -f "$code_file"
-if [ "${{SLURM_RESTART_COUNT:-0}}" -gt {max_restarts} ]; then
+restarts=${{SLURM_RESTART_COUNT:-0}}
+if [ "$restarts" -gt {max_restarts} ]; then
     echo "not started: restarted more often than max_restarts: {max_restarts}"
     exit {stopped}
 fi"""
 
 END = """
 srun_code=$?
-code=$(cat "$code_file" 2>/dev/null || echo "$srun_code")
+code=$(cat {folder}/"${{SLURM_JOB_ID}}_${{restarts}}_code" 2>/dev/null || echo "$srun_code")
 case $code in
     {done} | {bad_input}) exit "$code" ;;
     {stopped}) ;;
@@ -204,12 +218,15 @@ case $code in
         timeout 60 srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" true && exit "$code"
         echo "a node does not answer" ;;
 esac
-if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {max_restarts} ]; then
+if [ "$restarts" -ge {max_restarts} ]; then
     echo "not requeued: max_restarts: {max_restarts}"
     exit "$code"
 fi
-# A job that was cancelled is no longer running, though this script may still be.
-[ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] || exit "$code"
+# This script may outlive its job: it was cancelled, or Slurm has restarted it elsewhere.
+case $(squeue --noheader --jobs="$SLURM_JOB_ID" --Format="State:|,RestartCnt:|") in
+    "RUNNING|$restarts|" | "SIGNALING|$restarts|") ;;
+    *) exit "$code" ;;
+esac
 echo "exit code $code: requeued"
 scontrol requeue "$SLURM_JOB_ID"
 """
@@ -220,8 +237,13 @@ def slurm_parameters(profile: Profile, nodes: int, name: str, folder: Path, snap
     optional = {key: getattr(profile, key) for key in ("partition", "account", "qos", "constraint")}
     if profile.gpus_per_node:
         optional["gpus_per_node"] = profile.gpus_per_node
-    facts = {"max_restarts": profile.max_restarts, "done": DONE, "bad_input": BAD_INPUT, "stopped": STOPPED}
-    begin = BEGIN.format(folder=shlex.quote(str(folder.absolute())), **facts)
+    facts = {
+        "folder": shlex.quote(str(folder.absolute())),
+        "max_restarts": profile.max_restarts,
+        "done": DONE,
+        "bad_input": BAD_INPUT,
+        "stopped": STOPPED,
+    }
     return {
         "job_name": name,
         "nodes": nodes,
@@ -229,7 +251,7 @@ def slurm_parameters(profile: Profile, nodes: int, name: str, folder: Path, snap
         "cpus_per_task": profile.cpus_per_task,
         "time": profile.time_minutes,
         "signal_delay_s": profile.signal_lead_seconds,
-        "setup": [*_setup(profile, snapshot), *(begin + CHOOSE_PORT).splitlines()],
+        "setup": [*_setup(profile, snapshot), *(BEGIN.format(**facts) + CHOOSE_PORT).splitlines()],
         "teardown": END.format(**facts).splitlines(),
         # Without it one failed rank leaves the others waiting in a collective.
         "srun_args": ["--kill-on-bad-exit=1", *profile.srun],
@@ -358,9 +380,11 @@ def wait(job: submitit.Job, folder: Path) -> int:
         codes = job.results()
         print(f"exit codes of the ranks: {' '.join(map(str, codes))}")
         return max(codes)
-    while (state := slurm_jobs([job.job_id]).get(job.job_id)) and state.alive:
+    restarts = 0
+    while (now := slurm_jobs([job.job_id]).get(job.job_id)) and now.alive:
+        restarts = now.restarts or 0
         time.sleep(5)
     try:
-        return int((folder / f"{job.job_id}_code").read_text())
+        return int((folder / f"{job.job_id}_{restarts}_code").read_text())
     except FileNotFoundError:
         return FAILED

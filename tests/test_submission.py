@@ -1,13 +1,14 @@
 import re
 import runpy
+import subprocess
 import sys
 
 import pytest
 from launch import PROGRAMS, ROOT, environment, finish, journal, start, write_recipe
 
-from hmde_dist.command import InputError
+from hmde_dist.command import InputError, code_commit
 from hmde_dist.corpus import shard_build
-from hmde_dist.submission import Profile, batch_script, load_profile
+from hmde_dist.submission import Profile, batch_script, load_profile, take_snapshot
 
 
 def launch(*arguments):
@@ -25,12 +26,26 @@ def test_a_job_on_this_machine_trains_on_its_two_ranks(tmp_path, shards):
 
 def test_the_batch_script_asks_for_what_the_profile_says(tmp_path):
     profile = Profile(
-        cluster="slurm", tasks_per_node=4, gpus_per_node=4, time_minutes=90, account="me", setup=["module load x"]
+        cluster="slurm",
+        tasks_per_node=4,
+        gpus_per_node=4,
+        time_minutes=90,
+        account="me",
+        setup=["module load x"],
+        python="apptainer exec --nv hmde.sif python",
+        srun=["--cpu-bind=cores"],
+        options={"mem": "200G", "exclusive": True},
+        max_restarts=7,
     )
     script = batch_script(profile, 3, "name", tmp_path)
     for line in ("nodes=3", "ntasks-per-node=4", "gpus-per-node=4", "time=90", "account=me", "signal=USR2@120"):
         assert f"#SBATCH --{line}\n" in script
-    assert "--kill-on-bad-exit=1" in script and "module load x" in script and "partition" not in script
+    for line in ("requeue", "mem=200G", "exclusive"):
+        assert f"#SBATCH --{line}\n" in script
+    assert "--kill-on-bad-exit=1 --cpu-bind=cores apptainer exec --nv hmde.sif python -u -m submitit" in script
+    assert script.index("module load x") < script.index("export PYTHONSAFEPATH=1 PYTHONPATH=") < script.index("srun")
+    assert "partition" not in script and "max_restarts: 7" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
 def test_dry_run_submits_nothing(tmp_path, shards):
@@ -41,12 +56,43 @@ def test_dry_run_submits_nothing(tmp_path, shards):
     assert not (tmp_path / "run").exists()
 
 
-def test_wrong_profiles_are_named(tmp_path):
-    with pytest.raises(InputError, match="there are: none"):
-        load_profile(tmp_path / "missing.yaml")
-    (tmp_path / "bad.yaml").write_text("cluster: slurm\ntasks: 3\n")
-    with pytest.raises(InputError, match=r"tasks_per_node: Field required; tasks: Extra"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("cluster: slurm\ntasks: 3\n", "tasks_per_node: Field required; tasks: Extra"),
+        ("cluster: slurm\ntasks_per_node: 1\ngpus_per_node: 8", "bad.yaml: tasks_per_node must be gpus_per_node"),
+        ("cluster: slurm\ntasks_per_node: 1\ntime_minutes: 2", "signal_lead_seconds is longer than time_minutes"),
+        ("cluster: slurm\ntasks_per_node: 1\noptions: {time: 5, mem: 1G}", "options: time follows from other settings"),
+        ("cluster: local\ntasks_per_node: 1\npartition: x", "partition: nothing that cluster: local has"),
+        ("cluster: [", "bad.yaml: while parsing"),
+    ],
+)
+def test_wrong_profiles_are_named(settings, message, tmp_path):
+    (tmp_path / "bad.yaml").write_text(settings)
+    with pytest.raises(InputError, match=re.escape(message)):
         load_profile(tmp_path / "bad.yaml")
+
+
+def test_a_profile_is_a_name_or_a_file(tmp_path, shards):
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards("wds"))
+    missing = launch(recipe, "--profile", "elsewhere", "--dry-run")
+    assert missing.code == 2 and "there are: cpu, gpu, local" in missing.output
+    own = tmp_path / "own.yaml"
+    own.write_text("cluster: slurm\ntasks_per_node: 2\npartition: mine\n")
+    job = launch(recipe, "--profile", own, "--dry-run")
+    assert job.code == 0 and "#SBATCH --partition=mine" in job.output, job.output
+
+
+def test_a_snapshot_is_named_by_its_content_and_holds_the_package(tmp_path):
+    one = take_snapshot(tmp_path, {"recipe.yaml": b"one"})
+    assert take_snapshot(tmp_path, {"recipe.yaml": b"one"}) == one
+    assert take_snapshot(tmp_path, {"recipe.yaml": b"two"}) != one
+    assert (one / "recipe.yaml").read_bytes() == b"one"
+    assert (one / "commit").read_text() == code_commit()
+    package = ROOT / "hmde_dist"
+    wanted = {str(path.relative_to(ROOT)) for path in package.rglob("*.py")}
+    assert {str(path.relative_to(one)) for path in one.rglob("*.py")} == wanted
+    assert (one / "hmde_dist" / "train.py").read_bytes() == (package / "train.py").read_bytes()
 
 
 def test_a_build_becomes_a_chain_of_job_arrays(tmp_path):

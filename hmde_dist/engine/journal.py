@@ -5,16 +5,14 @@ Only the first rank writes. The run folder is described in `docs/how-it-works.md
 
 import json
 import platform
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from hmde_dist.command import output_file, remove_partials
+from hmde_dist.command import code_commit, output_file, remove_partials
 from hmde_dist.recipe import Recipe, dump_recipe
 from hmde_dist.topology import World
 
@@ -115,13 +113,6 @@ def environment(world: World) -> dict:
     import numpy
     import transformers
 
-    root = Path(__file__).parent.parent.parent
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-        ).stdout
-    except OSError:
-        commit = ""  # no git on this node
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -131,6 +122,6 @@ def environment(world: World) -> dict:
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "ranks": world.size,
-        "commit": commit.strip(),
+        "commit": code_commit(),
         "command": sys.argv,
     }

@@ -155,15 +155,15 @@ class Cluster:
         for pid in self.processes(node) if ranks else ():
             os.kill(pid, signal.SIGKILL)
 
-    def processes(self, node: str = "", job: str = "", holding: str = "") -> list[int]:
-        """Processes of this cluster's jobs, known by their environment: of a node, of a job, with a word in the command."""
+    def processes(self, node: str = "", job: str = "", program: str = "") -> list[int]:
+        """Processes of this cluster's jobs, known by their environment: of a node, of a job, of a program."""
         wanted = [f"SLURM_CONF={self.folder}/slurm.conf"]
         wanted += [f"{name}={value}" for name, value in (("SLURMD_NODENAME", node), ("SLURM_JOB_ID", job)) if value]
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 variables = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
-                if set(wanted) <= set(variables) and holding in (folder / "cmdline").read_text():
+                if set(wanted) <= set(variables) and (folder / "comm").read_text().startswith(program):
                     found.append(int(folder.name))
             except OSError:
                 continue

@@ -5,16 +5,63 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 import yaml
-from cluster import Cluster
-from conftest import facts
-from launch import PROGRAMS, ROOT, finish, start
+from cluster import Cluster, missing
+from launch import PROGRAMS, ROOT, finish, journal, start, train, write_recipe
 
 from hmde_dist.stream.index import ShardIndex
 
+STEPS = 120
 PROFILE = {"cluster": "slurm", "tasks_per_node": 1, "time_minutes": 60, "partition": "main"}
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    if reason := missing():
+        pytest.skip(reason)
+    cluster = Cluster(tmp_path_factory.mktemp("slurm") / "cluster", nodes=4)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def recipe(tmp_path, shards) -> Path:
+    """A training that ends by itself after `STEPS` steps and saves every fourth; dropout on, ZeRO 1."""
+    return write_recipe(
+        tmp_path / "recipe.yaml",
+        shards("mds"),
+        model={"upper": {"layers": 1, "heads": 2, "intermediate": 64, "dropout": 0.3}},
+        engine={"zero_stage": 1},
+        run={"folder": str(tmp_path / "run"), "steps": STEPS, "log_every": 1, "checkpoint_every": 4},
+    )
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory) -> Callable[[Path, int], list[tuple]]:
+    """`uninterrupted(recipe, ranks)`: the facts of every step of a run that torchrun started and nothing stopped."""
+    made: dict[int, list[tuple]] = {}
+
+    def run(recipe: Path, ranks: int) -> list[tuple]:
+        if ranks not in made:
+            folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+            job = train(ranks, recipe, f"run.folder={folder}")
+            assert job.code == 0, job.output
+            made[ranks] = facts(folder)
+            assert [step for step, *_ in made[ranks]] == list(range(1, STEPS + 1))
+        return made[ranks]
+
+    return run
+
+
+def facts(run: Path) -> list[tuple]:
+    """What a step of the same run must repeat bit for bit; of a step that was done twice the later line counts."""
+    names = ("step", "loss", "grad_norm", "tokens", "documents", "learning_rate")
+    steps = {record["step"]: tuple(record[name] for name in names) for record in journal(run)}
+    return [steps[step] for step in sorted(steps)]
 
 
 class Job:
@@ -37,14 +84,23 @@ class Job:
         lines = path.read_text().splitlines() if path.exists() else []
         return [record for record in map(json.loads, lines) if "event" in record]
 
-    def wait_for_checkpoints(self, count: int) -> None:
-        """Wait until the training is in full swing."""
+    def halt_in_full_swing(self) -> list[int]:
+        """Wait for two checkpoints and halt the ranks, so that what comes next meets them there; their process ids.
+
+        Slurm wakes them itself before it sends a signal of its own.
+        """
         assert self.id, self.launched.output
 
         def saved():
-            return sum(event["event"] == "checkpoint" for event in self.events()) >= count
+            return sum(event["event"] == "checkpoint" for event in self.events()) >= 2
 
-        self.cluster.wait(saved, f"{count} checkpoints of job {self.id}; it printed {self.output()}", 150)
+        try:
+            self.cluster.wait(saved, "two checkpoints", 150)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\njob {self.id} printed {self.output()}") from None
+        ranks = self.cluster.processes(job=self.id, program="python")
+        send(ranks, signal.SIGSTOP)
+        return ranks
 
     def output(self) -> str:
         return "\n".join(path.read_text() for path in sorted((self.run / "jobs").glob(f"{self.id}_*_log.*")))
@@ -52,6 +108,16 @@ class Job:
     def starts(self) -> list[int]:
         """The step at which each attempt began."""
         return [event["step"] for event in self.events() if event["event"] == "start"]
+
+    def went_on_from_where_it_stopped(self) -> bool:
+        """It was stopped once, saved, and the second attempt began there."""
+        stopped = [event["step"] for event in self.events() if event["event"] == "stopped"]
+        return len(stopped) == 1 and self.starts() == [0, *stopped]
+
+
+def send(pids: list[int], number: int) -> None:
+    for pid in pids:
+        os.kill(pid, number)
 
 
 def status(cluster: Cluster, run: Path) -> dict[str, str]:
@@ -62,81 +128,83 @@ def status(cluster: Cluster, run: Path) -> dict[str, str]:
 
 
 def test_two_nodes_of_two_ranks_save_before_their_time_limit_and_go_on(cluster, recipe, uninterrupted):
-    """The signal is Slurm's own, in time before the limit. The ranks are halted until it comes: Slurm looks twice a minute."""
-    job = Job(cluster, recipe, "--nodes", 2, profile={"tasks_per_node": 2, "signal_lead_seconds": 45})
-    job.wait_for_checkpoints(2)
-    ranks = cluster.processes(holding="submitit.core._submit")
-    assert len(ranks) >= 4
-    for pid in ranks:
-        os.kill(pid, signal.SIGSTOP)
-    cluster("scontrol", "update", f"JobId={job.id}", "TimeLimit=1", check=True)
-    try:
-        cluster.wait(lambda: all(is_pending(pid, signal.SIGUSR2) for pid in ranks), "the signal", 90)
-    finally:
-        for pid in ranks:
-            os.kill(pid, signal.SIGCONT)
-    assert job.wait("PENDING", restarts=1)["Requeue"] == "1"
+    """The signal is Slurm's own, before the limit; Slurm looks twice a minute."""
+    job = Job(cluster, recipe, "--nodes", 2, profile={"tasks_per_node": 2, "signal_lead_seconds": 100})
+    job.halt_in_full_swing()
+    hours, minutes, _ = job.wait("RUNNING")["RunTime"].split(":")
+    # One to two minutes from now.
+    cluster("scontrol", "update", f"JobId={job.id}", f"TimeLimit={60 * int(hours) + int(minutes) + 2}", check=True)
+    job.wait("PENDING", restarts=1)
     cluster("scontrol", "update", f"JobId={job.id}", "TimeLimit=60", check=True)
     job.wait("COMPLETED")
-    assert job.starts()[0] == 0 and len(job.starts()) == 2
-    stopped = [event["step"] for event in job.events() if event["event"] == "stopped"]
-    assert stopped == job.starts()[1:] and "exit code 75: requeued" in job.output()
+    assert job.went_on_from_where_it_stopped() and "exit code 75: requeued" in job.output()
     assert facts(job.run) == uninterrupted(recipe, 4)
 
 
-def is_pending(pid: int, number: int) -> bool:
-    """Whether the signal was sent to a process that is halted."""
-    masks = re.findall(r"(?:SigPnd|ShdPnd):\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
-    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
-
-
 def test_a_requeued_run_goes_on_with_the_code_that_it_was_submitted_with(cluster, recipe, uninterrupted, tmp_path):
-    checkout = tmp_path / "checkout"
+    checkout, text = tmp_path / "checkout", recipe.read_text()
     for name in ("hmde_dist", "slurm"):
         shutil.copytree(ROOT / name, checkout / name)
     job = Job(cluster, recipe, "--nodes", 2, checkout=checkout)
     shutil.rmtree(checkout)
-    recipe_text = recipe.read_text()
     recipe.write_text("changed: since")
-    job.wait_for_checkpoints(2)
+    job.halt_in_full_swing()
     cluster("scontrol", "requeue", job.id, check=True)
     job.wait("COMPLETED", restarts=1)
-    assert job.starts()[0] == 0 and len(job.starts()) == 2 and job.starts()[1] >= 6
-    recipe.write_text(recipe_text)
+    recipe.write_text(text)
+    assert job.went_on_from_where_it_stopped()
     assert facts(job.run) == uninterrupted(recipe, 2)
 
 
 def test_a_run_goes_on_elsewhere_when_a_node_dies(cluster, recipe, uninterrupted):
     job = Job(cluster, recipe, "--nodes", 2)
-    job.wait_for_checkpoints(2)
+    ranks = job.halt_in_full_swing()
     _, second = cluster("scontrol", "show", "hostnames", job.wait("RUNNING")["NodeList"]).split()
     cluster.power_off(second)
+    send([pid for pid in ranks if Path(f"/proc/{pid}").exists()], signal.SIGCONT)
     try:
         ended = job.wait("COMPLETED", restarts=1)
     finally:
         cluster.power_on(second)
     assert second not in cluster("scontrol", "show", "hostnames", ended["NodeList"]).split()
-    assert len(job.starts()) == 2 and job.starts()[1] >= 6
+    assert len(job.starts()) == 2 and job.starts()[1] >= 8
     assert facts(job.run) == uninterrupted(recipe, 2)
+
+
+def test_a_run_that_slurm_restarted_elsewhere_ends_where_it_still_runs(cluster, recipe, uninterrupted):
+    """The slurmd of a node is gone, the rank is not: two would write to one run folder."""
+    job = Job(cluster, recipe)
+    (rank,) = job.halt_in_full_swing()
+    node = job.wait("RUNNING")["NodeList"]
+    cluster.power_off(node, ranks=False)
+    try:
+        cluster.wait(lambda: len(job.starts()) == 2, f"another attempt; {job.id} printed {job.output()}", 200)
+        send([rank], signal.SIGCONT)
+        cluster.wait(lambda: rank not in cluster.processes(job=job.id), "the end of the first attempt")
+        job.wait("COMPLETED", restarts=1)
+    finally:
+        cluster.power_on(node)
+    assert f"attempt {job.id}_1 has the run folder, {job.id}_0 ends" in job.output()
+    assert job.starts()[0] == 0 and job.starts()[1] >= 8
+    assert facts(job.run) == uninterrupted(recipe, 1)
 
 
 def test_a_preempted_run_saves_within_its_grace_time_and_comes_back(cluster, recipe, uninterrupted):
     job = Job(cluster, recipe, "--nodes", 2)
-    job.wait_for_checkpoints(2)
-    other = cluster("sbatch", "--parsable", "--partition=urgent", "--nodes=4", "--output=/dev/null", "--wrap=true")
-    cluster.wait_for_job(other, "COMPLETED")
+    job.halt_in_full_swing()
+    urgent = ["--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=true"]
+    cluster.wait_for_job(cluster("sbatch", "--parsable", *urgent), "COMPLETED")
     job.wait("COMPLETED", restarts=1)
-    stopped = [event["step"] for event in job.events() if event["event"] == "stopped"]
-    assert stopped == job.starts()[1:] and "exit code 75: requeued" in job.output()
+    assert job.went_on_from_where_it_stopped() and "exit code 75: requeued" in job.output()
     assert facts(job.run) == uninterrupted(recipe, 2)
 
 
 def test_a_cancelled_run_stays_so_and_goes_on_when_it_is_submitted_again(cluster, recipe, uninterrupted):
     job = Job(cluster, recipe, "--nodes", 2)
-    job.wait_for_checkpoints(1)
+    job.halt_in_full_swing()
     now = status(cluster, job.run)
-    assert now["job"] == job.id and now["state"] == "running" and now["restarts"] == "0"
-    assert 3 <= int(now["steps"].removesuffix("/60")) <= 60 and int(now["documents/s"]) > 0
+    assert (now["job"], now["state"], now["restarts"]) == (job.id, "running", "0")
+    assert 8 <= int(now["steps"].removesuffix(f"/{STEPS}")) < STEPS and int(now["documents/s"]) > 0
     second = Job(cluster, recipe, "--nodes", 2)
     assert second.launched.code == 2 and f"job {job.id} (RUNNING) has this run folder" in second.launched.output
     cluster("scancel", job.id, check=True)
@@ -147,7 +215,7 @@ def test_a_cancelled_run_stays_so_and_goes_on_when_it_is_submitted_again(cluster
     assert status(cluster, job.run)["state"] == "cancelled"
     again = Job(cluster, recipe, "--nodes", 2)
     again.wait("COMPLETED")
-    assert len(again.starts()) == 2 and again.starts()[1] >= 3
+    assert again.went_on_from_where_it_stopped()
     assert facts(job.run) == uninterrupted(recipe, 2)
 
 
@@ -157,8 +225,9 @@ def test_bad_input_and_a_job_without_restarts_left_are_not_requeued(cluster, rec
     shutil.copy(recipe, other)
     wrong = Job(cluster, other, f"run.folder={other.parent}/run", "run.resume=must")
     last = Job(cluster, recipe, "run.steps=100000", profile={"max_restarts": 0})
-    last.wait_for_checkpoints(1)
+    ranks = last.halt_in_full_swing()
     cluster("scancel", "--signal=USR2", last.id, check=True)
+    send(ranks, signal.SIGCONT)
     for job, code, message in (
         (wrong, 2, "no complete checkpoint to resume from"),
         (last, 75, "not requeued: max_restarts: 0"),
