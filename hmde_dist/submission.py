@@ -213,7 +213,7 @@ srun_code=$?
 code=$(cat {folder}/"${{SLURM_JOB_ID}}_${{restarts}}_code" 2>/dev/null || echo "$srun_code")
 case $code in
     {done} | {bad_input}) exit "$code" ;;
-    {stopped}) ;;
+    {stopped} | {killed}) ;;
     *)  # A rank was lost. If all nodes answer, it was the program.
         timeout 60 srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" true && exit "$code"
         echo "a node does not answer" ;;
@@ -243,6 +243,8 @@ def slurm_parameters(profile: Profile, nodes: int, name: str, folder: Path, snap
         "done": DONE,
         "bad_input": BAD_INPUT,
         "stopped": STOPPED,
+        # By the same signals, before Python had a handler for them.
+        "killed": " | ".join(str(128 + number) for number in (signal.SIGUSR2, signal.SIGTERM)),
     }
     return {
         "job_name": name,

@@ -79,6 +79,8 @@ def submit_build(command: list[str], profile: Profile, shares: int, dry_run: boo
         raise InputError(
             f"{' '.join(command[:2])}: only tools/build_documents.py wikipedia and tools/build_shards.py have steps"
         )
+    if not Path(command[0]).is_file():
+        raise InputError(f"{command[0]}: no such file here")
     outs = [value for name, value in pairwise(command) if name == "--out"]
     if len(outs) != 1:
         raise InputError("the command needs one --out DIR")

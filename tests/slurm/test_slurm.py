@@ -224,16 +224,20 @@ def test_bad_input_and_a_job_without_restarts_left_are_not_requeued(cluster, rec
     other.parent.mkdir()
     shutil.copy(recipe, other)
     wrong = Job(cluster, other, f"run.folder={other.parent}/run", "run.resume=must")
-    last = Job(cluster, recipe, "run.steps=100000", profile={"max_restarts": 0})
+    last = Job(cluster, recipe, "run.steps=100000", profile={"max_restarts": 1})
+    # Once while it starts, once while it trains.
+    cluster.wait(lambda: cluster.processes(job=last.id, program="python"), f"the rank of job {last.id}")
+    cluster("scancel", "--signal=USR2", last.id, check=True)
+    last.wait("RUNNING", restarts=1)
     ranks = last.halt_in_full_swing()
     cluster("scancel", "--signal=USR2", last.id, check=True)
     send(ranks, signal.SIGCONT)
-    for job, code, message in (
-        (wrong, 2, "no complete checkpoint to resume from"),
-        (last, 75, "not requeued: max_restarts: 0"),
+    for job, code, restarts, message in (
+        (wrong, 2, 0, "no complete checkpoint to resume from"),
+        (last, 75, 1, "not requeued: max_restarts: 1"),
     ):
         ended = job.wait("FAILED")
-        assert (ended["ExitCode"], ended["Restarts"]) == (f"{code}:0", "0"), job.output()
+        assert (ended["ExitCode"], ended["Restarts"]) == (f"{code}:0", str(restarts)), job.output()
         assert message in job.output()
 
 
