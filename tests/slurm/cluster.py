@@ -122,7 +122,7 @@ class Cluster:
         assert not check or done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
 
-    def wait(self, condition, what: str, seconds: float = 120):
+    def wait(self, condition, what: str, seconds: float = 400):
         """Wait until `condition()` is true, and return it."""
         end = time.monotonic() + seconds
         while not (found := condition()):
@@ -138,12 +138,12 @@ class Cluster:
         """What slurmctld knows of a job: JobState, Restarts, ExitCode, NodeList, …"""
         return dict(field.partition("=")[::2] for field in self("scontrol", "show", "job", id, "-o").split(" "))
 
-    def wait_for_job(self, id: str, *states: str, restarts: int = 0, seconds: float = 150) -> dict[str, str]:
+    def wait_for_job(self, id: str, *states: str, restarts: int = 0) -> dict[str, str]:
         def reached():
             job = self.job(id)
             return job if job.get("JobState") in states and int(job["Restarts"]) >= restarts else None
 
-        return self.wait(reached, f"job {id} to be {' or '.join(states)}", seconds)
+        return self.wait(reached, f"job {id} to be {' or '.join(states)}")
 
     def power_on(self, node: str) -> None:
         (self.folder / node).mkdir(exist_ok=True)

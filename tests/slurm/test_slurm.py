@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cluster import Cluster, missing
-from launch import PROGRAMS, ROOT, finish, journal, start, train, write_recipe
+from launch import PROGRAMS, ROOT, finish, journal, start, torchrun, write_recipe
 
 from hmde_dist.stream.index import ShardIndex
 
@@ -48,7 +48,7 @@ def uninterrupted(tmp_path_factory) -> Callable[[Path, int], list[tuple]]:
     def run(recipe: Path, ranks: int) -> list[tuple]:
         if ranks not in made:
             folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-            job = train(ranks, recipe, f"run.folder={folder}")
+            job = finish(start(torchrun(ranks, "hmde_dist/train.py", recipe, f"run.folder={folder}")), 400)
             assert job.code == 0, job.output
             made[ranks] = facts(folder)
             assert [step for step, *_ in made[ranks]] == list(range(1, STEPS + 1))
@@ -72,7 +72,7 @@ class Job:
         profile_file = recipe.with_name("profile.yaml")
         profile_file.write_text(yaml.safe_dump(PROFILE | (profile or {})), encoding="utf-8")
         command = [PROGRAMS / "python", checkout / "slurm/launch.py", recipe, "--profile", profile_file, *arguments]
-        self.launched = finish(start(command, cluster.env | {"PYTHONPATH": str(checkout)}, recipe.parent))
+        self.launched = finish(start(command, cluster.env | {"PYTHONPATH": str(checkout)}, recipe.parent), 400)
         found = re.search(r"job (\d+):", self.launched.output)
         self.id = found.group(1) if found and self.launched.code == 0 else ""
 
@@ -95,7 +95,7 @@ class Job:
             return sum(event["event"] == "checkpoint" for event in self.events()) >= 2
 
         try:
-            self.cluster.wait(saved, "two checkpoints", 150)
+            self.cluster.wait(saved, "two checkpoints")
         except AssertionError as error:
             raise AssertionError(f"{error}\njob {self.id} printed {self.output()}") from None
         ranks = self.cluster.processes(job=self.id, program="python")
@@ -121,7 +121,7 @@ def send(pids: list[int], number: int) -> None:
 
 
 def status(cluster: Cluster, run: Path) -> dict[str, str]:
-    job = finish(start([PROGRAMS / "python", ROOT / "slurm/status.py", run], cluster.env))
+    job = finish(start([PROGRAMS / "python", ROOT / "slurm/status.py", run], cluster.env), 400)
     assert job.code == 0, job.output
     names, values = (re.split(r" {2,}", line) for line in job.output.splitlines())
     return dict(zip(names, values, strict=True))
@@ -178,7 +178,7 @@ def test_a_run_that_slurm_restarted_elsewhere_ends_where_it_still_runs(cluster, 
     node = job.wait("RUNNING")["NodeList"]
     cluster.power_off(node, ranks=False)
     try:
-        cluster.wait(lambda: len(job.starts()) == 2, f"another attempt; {job.id} printed {job.output()}", 200)
+        cluster.wait(lambda: len(job.starts()) == 2, f"another attempt; {job.id} printed {job.output()}")
         send([rank], signal.SIGCONT)
         cluster.wait(lambda: rank not in cluster.processes(job=job.id), "the end of the first attempt")
         job.wait("COMPLETED", restarts=1)
@@ -253,7 +253,7 @@ def test_a_build_is_shared_by_arrays_of_jobs(cluster, documents_folder, tokenize
     ]
     build += ["--format", "wds", "--out", tmp_path / "shards"]
     launch = [PROGRAMS / "python", "slurm/launch.py", "--profile", profile, "--array", 2, "--", *build]
-    job = finish(start(launch, cluster.env | {"PYTHONPATH": str(ROOT)}))
+    job = finish(start(launch, cluster.env | {"PYTHONPATH": str(ROOT)}), 400)
     assert job.code == 0, job.output
     # Each step waits for the one before it to end well.
     cluster.wait_for_job(re.findall(r"job (\d+):", job.output)[-1], "COMPLETED")

@@ -1,0 +1,144 @@
+"""What a training would need before it is started: memory of a rank, FLOPs, communication, time of a step, checkpoints.
+
+Pure functions of numbers; nothing is built, read or measured here. What they leave out they say. Training keeps fp32
+weights, fp32 gradients and two fp32 states of AdamW: 16 bytes a parameter.
+
+Legend: bytes are whole numbers, times seconds, bandwidths bytes a second.
+"""
+
+import math
+from dataclasses import dataclass
+
+from hmde_dist.engine.meter import PEAK_FLOPS
+
+FP32 = 4
+# NVIDIA's data sheets: memory of a GPU, and NVLink in one direction.
+GPU_BYTES = {"A100": 80e9, "H100": 80e9, "H200": 141e9, "B200": 192e9}
+NVLINK = {"A100": 300e9, "H100": 450e9, "H200": 450e9, "B200": 900e9}
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of a hierarchical encoder.
+
+    Attributes:
+        parameters: all that is trained.
+        lower_weights, upper_weights: weights of the matrices that a token, or a sentence, is multiplied with.
+        width, layers, intermediate: of the sentence encoder.
+    """
+
+    parameters: int
+    lower_weights: int
+    upper_weights: int
+    width: int
+    layers: int
+    intermediate: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A global batch: rows are documents, `tokens` and `sentences` (with one [DCLS] a document) are over all of them."""
+
+    documents: int
+    sentences: int
+    tokens: int
+    chunk_tokens: int | None = None
+
+    def cached(self, world: int) -> bool:
+        """Whether a rank encodes its share in several chunks, twice (gradient cache)."""
+        return self.chunk_tokens is not None and self.chunk_tokens < self.tokens / world
+
+
+def state_bytes(parameters: int, world: int, zero_stage: int) -> dict[str, int]:
+    """Model states of a rank, in bytes (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section 3 and figure 1).
+
+    What a stage partitions is divided by the world: 1 the optimizer's states, 2 the gradients, 3 the weights.
+    """
+    share = math.ceil(parameters / world)
+    return {
+        "weights": FP32 * (share if zero_stage >= 3 else parameters),
+        "gradients": FP32 * (share if zero_stage >= 2 else parameters),
+        "optimizer": 2 * FP32 * (share if zero_stage >= 1 else parameters),
+    }
+
+
+def activation_bytes(model: Model, batch: Batch, world: int, bytes_each: int = 2) -> int:
+    """What the backward pass of one chunk through the sentence encoder needs, in bytes.
+
+    A layer keeps 34 bytes a token and width at two bytes a number (Korthikanti et al. 2022, arXiv 2205.05198, section 4.1):
+    18 and, for each width of the feed-forward, 4. The term of the attention scores is left out, because kernels
+    compute them in tiles. Left out, too: the document encoder, whose stream is shorter by the tokens of a sentence.
+    """
+    tokens = batch.chunk_tokens if batch.cached(world) else math.ceil(batch.tokens / world)
+    return round(tokens * model.layers * (18 * model.width + 4 * model.intermediate) * bytes_each / 2)
+
+
+def vector_bytes(model: Model, batch: Batch, world: int) -> int:
+    """Document vectors in fp32: those of the rank with their gradient, and the columns of all ranks with theirs."""
+    return FP32 * model.width * (2 * math.ceil(batch.documents / world) + 2 * batch.documents)
+
+
+def step_flops(model: Model, batch: Batch) -> float:
+    """FLOPs of the model in one step, all ranks: 6 a weight and token (Kaplan et al. 2020, arXiv 2001.08361, table 1).
+
+    Attention scores and the loss are left out, as in `meter.model_flops`.
+    """
+    return 6.0 * (model.lower_weights * batch.tokens + model.upper_weights * batch.sentences)
+
+
+def executed_flops(model: Model, batch: Batch, world: int) -> float:
+    """As `step_flops`, with the forward pass that the gradient cache repeats: 8 instead of 6."""
+    return step_flops(model, batch) * (8 / 6 if batch.cached(world) else 1)
+
+
+def communicated_bytes(model: Model, batch: Batch, world: int, zero_stage: int) -> dict[str, int]:
+    """What a rank sends in one step, by ring algorithms (ZeRO, section 7: two volumes of the weights, three at stage 3).
+
+    Vectors: two all-gathers of columns (one a side) and one reduce-scatter of their gradients.
+    """
+    part = (world - 1) / world
+    volumes = 3 if zero_stage >= 3 else 2
+    if zero_stage >= 3 and batch.cached(world):
+        # Every chunk gathers the weights again, forward twice and backward once; gradients are reduced once.
+        volumes = 3 * math.ceil(batch.tokens / world / batch.chunk_tokens) + 1
+    return {
+        "weights": round(volumes * part * FP32 * model.parameters),
+        "vectors": round(2 * part * FP32 * model.width * batch.documents),
+    }
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step: computation, and communication that nothing hides (an upper bound)."""
+
+    compute: float
+    communication: float
+
+    @property
+    def seconds(self) -> float:
+        return self.compute + self.communication
+
+
+def step_time(
+    model: Model, batch: Batch, world: int, zero_stage: int, gpu: str, efficiency: float, bandwidth: float
+) -> StepTime:
+    """How long a step takes on `world` GPUs.
+
+    Args:
+        gpu: a name of `meter.PEAK_FLOPS`.
+        efficiency: share of that peak which the kernels reach while they compute; to be measured on one GPU.
+        bandwidth: bytes a second that a rank sends and receives; between nodes that of its network card.
+    """
+    compute = executed_flops(model, batch, world) / world / (PEAK_FLOPS[gpu] * efficiency)
+    sent = sum(communicated_bytes(model, batch, world, zero_stage).values())
+    return StepTime(compute, sent / bandwidth)
+
+
+def mfu(model: Model, batch: Batch, world: int, gpu: str, seconds: float) -> float:
+    """Model FLOPs utilisation of a step of that length (Chowdhery et al. 2022, arXiv 2204.02311, appendix B)."""
+    return step_flops(model, batch) / seconds / (world * PEAK_FLOPS[gpu])
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """Weights and two states of AdamW in fp32, over all ranks: 12 bytes a parameter."""
+    return 3 * FP32 * parameters
