@@ -91,8 +91,9 @@ def run_status(folder: Path) -> RunStatus:
     if rate and last["step"]:
         left = (steps - last["step"]) * last["documents"] / last["step"] / rate
     # A run that is killed leaves no event: without Slurm it looks like one that goes on, but for its silence.
-    ended = [event for event in events if event in ("start", "stopped", "done")]
-    by_journal = {"start": "started"}.get(ended[-1], ended[-1]) if ended else "waiting"
+    names = {"start": "started", "stopped": "stopped", "done": "done", "gave_up": "gave up"}
+    told = [names[event] for event in events if event in names]
+    by_journal = told[-1] if told else "waiting"
     written = [path for path in (folder / "journal.jsonl", folder / "jobs") if path.exists()]
     return RunStatus(
         folder=folder,

@@ -1,7 +1,7 @@
 """How runs stand: job, state, steps, restarts, documents a second, time left, and how long the journal has been silent.
 
 Reads the run folders, and asks squeue and sacct where there are such. Without Slurm the state is what the journal says
-last: `started`, `stopped` or `done`.
+last: `started`, `stopped`, `done` or `gave up`.
 """
 
 from pathlib import Path

@@ -44,11 +44,11 @@ def test_a_run_is_read_while_it_writes(run, no_slurm):
     assert 89 <= status.silent_seconds <= 120
 
 
-@pytest.mark.parametrize("event", ["stopped", "done"])
-def test_the_journal_says_how_it_ended(event, run, no_slurm):
+@pytest.mark.parametrize(("event", "state"), [("stopped", "stopped"), ("done", "done"), ("gave_up", "gave up")])
+def test_the_journal_says_how_it_ended(event, state, run, no_slurm):
     with open(run / "journal.jsonl", "a") as file:
         file.write('ments": 656}\n' + json.dumps({"event": event, "step": 40}) + "\n")
-    assert run_status(run).state == event
+    assert run_status(run).state == state
 
 
 def test_a_run_that_waits_for_its_first_step_has_a_job_and_no_journal(tmp_path, no_slurm):

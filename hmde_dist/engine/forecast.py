@@ -52,7 +52,8 @@ class Batch:
 def state_bytes(parameters: int, world: int, zero_stage: int) -> dict[str, int]:
     """Model states of a rank, in bytes (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section 3 and figure 1).
 
-    What a stage partitions is divided by the world: 1 the optimizer's states, 2 the gradients, 3 the weights.
+    What a stage partitions is divided by the world: 1 the optimizer's states, 2 the gradients, 3 the weights. A lower
+    bound: DeepSpeed holds flat copies and buckets for its reductions beside them, which are not counted.
     """
     share = math.ceil(parameters / world)
     return {
