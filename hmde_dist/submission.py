@@ -31,7 +31,7 @@ from typing import Annotated, Literal
 
 import submitit
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, StrictInt, ValidationError, model_validator
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from hmde_dist.command import BAD_INPUT, DONE, FAILED, STOPPED, InputError, code_commit, output_folder
@@ -66,7 +66,9 @@ class Profile(Section):
         None, description="command that starts Python, such as `apptainer exec --nv hmde.sif python`; null = this one"
     )
     srun: list[str] = Field([], description="further options of srun, such as --container-image=… of pyxis")
-    options: dict[str, str | int | bool] = Field({}, description="further options of sbatch, such as mem: 200G")
+    options: dict[str, str | StrictInt | Literal[True]] = Field(
+        {}, description="further options of sbatch, such as mem: 200G"
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> "Profile":
