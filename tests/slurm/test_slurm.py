@@ -15,7 +15,7 @@ from launch import PROGRAMS, ROOT, finish, journal, start, torchrun, write_recip
 
 from hmde_dist.stream.index import ShardIndex
 
-STEPS = 120
+STEPS = 80
 PROFILE = {"cluster": "slurm", "tasks_per_node": 1, "time_minutes": 60, "partition": "main"}
 
 
