@@ -6,7 +6,6 @@ training would change shows in the spread over seeds.
 """
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -107,18 +106,27 @@ def measures(targets: np.ndarray, predicted: np.ndarray, weights: np.ndarray) ->
     """Metrics of predictions under each row of weights [B, N] of the documents: [B] each.
 
     Accuracy is the share of documents with exactly the right labels; macro-F1 the mean over labels that occur or are
-    predicted (under these weights); micro-F1 counts labels of all documents together, and is the accuracy where every
-    document has one. NaN where all weights are zero.
+    predicted; micro-F1 counts labels of all documents together, and is the accuracy where every document has one. A
+    label that has no weight in a row keeps the F1 of equal weights: left out, rare labels would lift or sink the mean of
+    every row that lacks them. NaN where all weights are zero.
     """
-    right = sparse.csr_matrix(targets & predicted, dtype=np.float64)
-    positive, guessed = (sparse.csr_matrix(m, dtype=np.float64) for m in (targets, predicted))
-    hit, either = weights @ right, weights @ positive + weights @ guessed
-    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a mean over no label
+    right, positive, guessed = (
+        sparse.csr_matrix(matrix, dtype=np.float64) for matrix in (targets & predicted, targets, predicted)
+    )
+
+    def f1(weights: np.ndarray) -> np.ndarray:
+        return 2 * (weights @ right) / (weights @ positive + weights @ guessed)
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        equal, by_label = f1(np.ones(len(targets))), f1(weights)
+        known = np.isfinite(equal)
+        by_label = np.where(np.isfinite(by_label), by_label, equal)[:, known]
+        total = weights @ positive.sum(axis=1) + weights @ guessed.sum(axis=1)
+        some = np.where(weights.any(axis=1), 1.0, np.nan)
         return {
             "accuracy": weights @ (targets == predicted).all(axis=1) / weights.sum(axis=1),
-            "macro_f1": np.nanmean(np.where(either > 0, 2 * hit / either, np.nan), axis=1),
-            "micro_f1": 2 * hit.sum(axis=1) / either.sum(axis=1),
+            "macro_f1": some * (by_label.mean(axis=1) if known.any() else np.nan),
+            "micro_f1": np.asarray(2 * (weights @ right.sum(axis=1)) / total).ravel(),
         }
 
 

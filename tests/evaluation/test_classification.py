@@ -106,6 +106,17 @@ def test_measures_are_scikit_learns():
                 )
 
 
+def test_rare_labels_do_not_shift_the_interval_of_macro_f1():
+    """Of 20 labels of two documents each half are always found, half never: that no draw changes, though most lack some."""
+    targets = np.repeat(np.eye(21, dtype=bool)[:20], 2, axis=0)
+    predicted = targets.copy()
+    predicted[20:] = np.eye(21, dtype=bool)[20]
+    drawn = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=500)
+    found = measures(targets, predicted, np.vstack([drawn, np.zeros(40)]))["macro_f1"]
+    np.testing.assert_allclose(found[:-1], 10 / 21)
+    assert np.isnan(found[-1])
+
+
 def test_the_interval_is_that_of_a_mean():
     """Of 300 documents of which 80 % are right, the share lies within 1.96 standard errors, 19 times of 20."""
     data = groups(1500, languages=("en",))
