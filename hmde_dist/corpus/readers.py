@@ -36,20 +36,33 @@ _TAG = re.compile(r"<!--.*?-->|</?[a-z][^<>]*>", re.IGNORECASE | re.DOTALL)
 def read_documents(paths: Iterable[str | Path], fields: Mapping[str, str] = {}, lang: str = "") -> Iterator[Document]:
     """The documents of files and folders of any kind, checked, with a progress bar over the bytes of each path.
 
+    Takes and refuses what `read_records` does, and records that are no documents.
+    """
+    for where, record in read_records(paths, fields, lang):
+        yield check_record(record, where)
+
+
+def read_records(
+    paths: Iterable[str | Path], fields: Mapping[str, str] = {}, lang: str = "", also: Iterable[str] = ()
+) -> Iterator[tuple[str, dict]]:
+    """(place, record) of files and folders of any kind: our fields by our names, their content unchecked.
+
     Args:
         paths: JSON lines (`.jsonl`, `.json`), parquet, TREC text (`.trec`, `.trectext`, `.sgml`, `.sgm`), all but
             parquet also with `.gz`; a folder of `datasets` (`save_to_disk`); a folder of parquet files at any depth.
         fields: what the source calls a field, by our name for it; "" leaves the field out. Not for TREC text.
         lang: language of documents that name none; TREC text needs it.
+        also: fields of the source to keep beside ours, such as a label.
 
     Raises:
-        InputError: a path that is missing, damaged or of another kind, or a record that is no document; the message
-            names file and line, row or number of the document.
+        InputError: a path that is missing, damaged or of another kind; the message names file and line, row or number
+            of the document, and so does the place.
     """
     for name in fields:
         if name not in FIELDS:
             raise InputError(f'--field {name}: a document has no "{name}", only {", ".join(FIELDS)}')
     sources = {name: fields.get(name, name) for name in FIELDS if fields.get(name, name)}
+    sources |= {name: name for name in also if name not in sources}
     for path in map(Path, paths):
         reader, files = _find(path)
         sizes = [file.stat().st_size for file in files]
@@ -58,7 +71,7 @@ def read_documents(paths: Iterable[str | Path], fields: Mapping[str, str] = {}, 
             for number, file in enumerate(files):
                 before = sum(sizes[:number])
                 for where, record, done in reader(file, sources, lang):
-                    yield check_record(record, where)
+                    yield where, record
                     count += 1
                     bar.update(before + done - bar.n)
                 bar.update(before + sizes[number] - bar.n)

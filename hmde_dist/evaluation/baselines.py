@@ -1,14 +1,33 @@
-"""What a trained model must beat: itself untrained, the mean of its own sentence vectors, and TF-IDF."""
+"""What a trained model must beat: itself untrained, the mean of its own sentence vectors, and words.
 
-from collections.abc import Callable
+The mean of sentence vectors is the paper's segment aggregation, with the model's own sentence encoder. For comparable
+documents words are TF-IDF of character n-grams, for topics BM25.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 
 from hmde_dist.corpus.documents import Document
-from hmde_dist.evaluation.encode import encode_documents
+from hmde_dist.evaluation.encode import encode_documents, encode_to_folder, open_vectors
+from hmde_dist.evaluation.ranking import Index, System
 from hmde_dist.evaluation.retrieval import Scorer, cosine_scorer
 from hmde_dist.model.export import untrained_model
 from hmde_dist.model.modeling_hmde import HMDEModel
+
+# Scripts that set no spaces between words: pairs of letters stand for words there, as in Lucene's CJK analyser.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+# A word keeps its marks, which are no \w, and the invisible joiners inside it.
+_MARKS = "".join(chr(c) for c in range(0x300, 0x10000) if unicodedata.category(chr(c)) in ("Mn", "Mc")) + "\u200c\u200d"
+_WORD = re.compile(rf"[{_UNSPACED}]+|(?:(?![{_UNSPACED}])[\w{_MARKS}])+")
+SENTENCE_MEAN, UNTRAINED = "mean of its sentence vectors", "untrained"
+
+
+def text_of(document: Document) -> str:
+    return document.text or "\n".join(document.sentences)
 
 
 def model_scorer(model: HMDEModel, documents: list[Document], output: str = "document") -> Scorer:
@@ -17,17 +36,19 @@ def model_scorer(model: HMDEModel, documents: list[Document], output: str = "doc
 
 def untrained_scorer(model: HMDEModel, documents: list[Document]) -> Scorer:
     """The same architecture before its first step (with pretrained sentence encoder, where it started from one)."""
-    fresh = untrained_model(model.config, seed=0).eval().to(model.device)
-    return model_scorer(fresh, documents)
+    return model_scorer(untrained(model), documents)
+
+
+def untrained(model: HMDEModel) -> HMDEModel:
+    return untrained_model(model.config, seed=0).eval().to(model.device)
 
 
 def tfidf_scorer(documents: list[Document]) -> Scorer:
     """Cosine of TF-IDF weighted character 3- and 4-grams inside words, over all languages together."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    texts = [document.text or "\n".join(document.sentences) for document in documents]
     matrix = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True, dtype=np.float32).fit_transform(
-        texts
+        map(text_of, documents)
     )
     return lambda queries, candidates: (matrix[queries] @ matrix[candidates].T).toarray()
 
@@ -35,7 +56,77 @@ def tfidf_scorer(documents: list[Document]) -> Scorer:
 def baselines(model: HMDEModel) -> dict[str, Callable[[list[Document]], Scorer]]:
     """Scorers by the name they have in tables."""
     return {
-        "mean of its sentence vectors": lambda documents: model_scorer(model, documents, "sentence-mean"),
-        "untrained": lambda documents: untrained_scorer(model, documents),
+        SENTENCE_MEAN: lambda documents: model_scorer(model, documents, "sentence-mean"),
+        UNTRAINED: lambda documents: untrained_scorer(model, documents),
         "TF-IDF, character 3-4-grams": tfidf_scorer,
     }
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case; two neighbouring letters each where a script sets no spaces."""
+    found = []
+    for word in _WORD.findall(text.lower()):
+        if re.match(rf"[{_UNSPACED}]", word) and len(word) > 1:
+            found += [word[i : i + 2] for i in range(len(word) - 1)]
+        else:
+            found.append(word)
+    return found
+
+
+def bm25(documents: Iterable[Document], folder: Path) -> Index:
+    """BM25 (k1 = 1.5, b = 0.75, Lucene's idf) over words without stemming or stop words; nothing is translated."""
+    import bm25s
+    from scipy import sparse
+
+    vocabulary: dict[str, int] = {}
+    ids, tokens = [], []
+    for document in documents:
+        ids.append(document.id)
+        tokens.append(
+            np.array([vocabulary.setdefault(w, len(vocabulary)) for w in words(text_of(document))], dtype=np.int32)
+        )
+    engine = bm25s.BM25()
+    engine.index((tokens, vocabulary), show_progress=False, create_empty_token=False)
+    # What each word of each document adds to the score, [documents, words].
+    matrix = sparse.csc_matrix(
+        (engine.scores["data"], engine.scores["indices"], engine.scores["indptr"]), shape=(len(ids), len(vocabulary))
+    ).tocsr()
+
+    def scorer(queries: list[Document]) -> Scorer:
+        rows = [(n, vocabulary[w]) for n, q in enumerate(queries) for w in words(text_of(q)) if w in vocabulary]
+        places = tuple(np.array(rows, dtype=np.int64).reshape(-1, 2).T)
+        asked = sparse.csr_matrix((np.ones(len(rows), dtype=np.float32), places), shape=(len(queries), len(vocabulary)))
+        return lambda queries, candidates: (asked[queries] @ matrix[candidates].T).toarray()
+
+    return ids, scorer
+
+
+def vector_system(model: HMDEModel, output: str = "document", query_output: str | None = None) -> System:
+    """Cosine of the vectors of queries and documents, which lie in a folder, mapped into memory.
+
+    Args:
+        output, query_output: as of `encode_documents`; queries are encoded like documents unless said otherwise.
+    """
+
+    def system(documents: Iterable[Document], folder: Path) -> Index:
+        encode_to_folder(model, documents, output, folder)
+        vectors, facts = open_vectors(folder)
+
+        def scorer(queries: list[Document]) -> Scorer:
+            asked = np.stack(list(encode_documents(model, queries, query_output or output)))
+            asked /= np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-12)
+            return lambda queries, candidates: asked[queries] @ vectors[candidates].T
+
+        return [fact["id"] for fact in facts], scorer
+
+    return system
+
+
+def collection_systems(model: HMDEModel, query_output: str = "document", baselines: bool = False) -> dict[str, System]:
+    """What is ranked with in a test collection, by the name in tables; the model comes first."""
+    systems = {"HMDE": vector_system(model, "document", query_output)}
+    if baselines:
+        systems[SENTENCE_MEAN] = vector_system(model, "sentence-mean")
+        systems[UNTRAINED] = vector_system(untrained(model), "document", query_output)
+        systems["BM25"] = bm25
+    return systems

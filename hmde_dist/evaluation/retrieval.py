@@ -4,12 +4,15 @@ The right answer is the document of the same id. Ranks are pessimistic at ties, 
 vector scores nothing.
 """
 
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from hmde_dist.command import InputError
+from hmde_dist.corpus.documents import Document
 
 METRICS = ("R@1", "R@10", "MRR@10", "nDCG@10")
 QUERY_BLOCK = 1024
@@ -97,3 +100,32 @@ def macro(results: dict[str, dict[str, float]]) -> dict[str, float]:
         raise InputError("no document occurs in both languages of any pair: nothing to evaluate")
     means = {metric: float(np.mean([pair[metric] for pair in results.values()])) for metric in METRICS}
     return means | {"queries": sum(pair["queries"] for pair in results.values())}
+
+
+def evaluate_groups(
+    documents: list[Document], systems: dict[str, Callable[[list[Document]], Scorer]], chosen: list[str] | None = None
+) -> dict:
+    """Retrieval of every system over groups of comparable documents: macro averages, pairs and seconds.
+
+    Args:
+        chosen: pairs to score, as `language_pairs` takes them.
+
+    Raises:
+        InputError: an id has two documents in one language.
+    """
+    candidates = Candidates([d.id for d in documents], [d.lang for d in documents])
+    keys = Counter(zip(candidates.ids, candidates.languages, strict=True))
+    for (id_, language), times in keys.items():
+        if times > 1:
+            raise InputError(f'document "{id_}" occurs twice in "{language}": keep one')
+    pairs = language_pairs(candidates, chosen)
+    report = {"documents": len(documents), "systems": {}}
+    for name, scorer in systems.items():
+        began = time.perf_counter()
+        results = retrieval(candidates, scorer(documents), pairs)
+        report["systems"][name] = {
+            "macro": macro(results),
+            "seconds": round(time.perf_counter() - began, 2),
+            "pairs": results,
+        }
+    return report
