@@ -8,7 +8,7 @@ from pathlib import Path
 from hmde_dist.command import DONE, FAILED, InputError, argument_parser, positive, run_command
 from hmde_dist.corpus import libreoffice, steps, wikipedia
 from hmde_dist.corpus.documents import FIELDS, write_splits
-from hmde_dist.corpus.readers import read_documents
+from hmde_dist.corpus.readers import field_source, read_documents
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
         "a folder of datasets' save_to_disk or of parquet files",
     )  # fmt: skip
     files.add_argument(
-        "--field", action="append", type=field, default=[], metavar="NAME=SOURCE",
+        "--field", action="append", type=field_source, default=[], metavar="NAME=SOURCE",
         help=f"what the files call one of {', '.join(FIELDS)}, such as text=body; nothing behind = leaves it out",
     )  # fmt: skip
     files.add_argument("--lang", default="", metavar="CODE", help="of documents that name none, such as en")
@@ -84,13 +84,6 @@ def show(report: dict, out: Path) -> int:
     for problem in report.get("problems", []):
         print(f"damaged: {problem}", file=sys.stderr)
     return FAILED if report.get("problems") else DONE
-
-
-def field(text: str) -> tuple[str, str]:
-    name, equals, source = text.partition("=")
-    if name not in FIELDS or not equals:
-        raise argparse.ArgumentTypeError(f'"{text}" is no NAME=SOURCE with a NAME of {", ".join(FIELDS)}')
-    return name, source
 
 
 def cap(text: str) -> tuple[str, int]:

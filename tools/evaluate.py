@@ -2,12 +2,17 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+from hmde_dist import topology
 from hmde_dist.command import InputError, argument_parser, output_file, positive, run_command
-from hmde_dist.corpus.readers import read_documents
-from hmde_dist.evaluation.baselines import baselines, collection_systems, model_scorer
+from hmde_dist.corpus.readers import field_source, read_documents
+from hmde_dist.evaluation.baselines import TFIDF, collection_systems, encoders, group_systems, tfidf
+from hmde_dist.evaluation.classification import classify, linear_head
 from hmde_dist.evaluation.collection import open_collection
+from hmde_dist.evaluation.fine_tuning import Settings, fine_tuned
+from hmde_dist.evaluation.labelled import read_labelled, read_mldoc
 from hmde_dist.evaluation.ranking import MEASURES, TESTED, evaluate_collection
 from hmde_dist.evaluation.retrieval import METRICS, evaluate_groups
 from hmde_dist.model.export import load_model
@@ -20,11 +25,17 @@ def main() -> None:
     )
     tasks = parser.add_subparsers(dest="task", required=True)
     add_retrieval(tasks)
+    add_classification(tasks)
     args = parser.parse_args()
 
     if not args.out.absolute().parent.is_dir():
         raise InputError(f"--out {args.out}: there is no folder {args.out.absolute().parent}")
-    report = {"task": args.task, "model": str(args.model)} | args.evaluate(args)
+    try:
+        report = {"task": args.task, "model": str(args.model)} | args.evaluate(args)
+    finally:
+        topology.leave()
+    if topology.claimed_rank() > 0:
+        return
     with output_file(args.out) as file:
         json.dump(report, file, indent=1, ensure_ascii=False)
     args.show(report)
@@ -84,8 +95,7 @@ def evaluate_retrieval(args) -> dict:
     if args.documents:
         model = load_model(args.model)
         documents = list(read_documents(args.documents))
-        systems = {"HMDE": lambda documents: model_scorer(model, documents)}
-        return evaluate_groups(documents, systems | (baselines(model) if args.baselines else {}), pairs)
+        return evaluate_groups(documents, group_systems(model, args.baselines), pairs)
     collection = open_collection(args.collection, pairs)
     model = load_model(args.model)
     report = {"collection": str(args.collection), "depth": args.depth, "queries": args.queries}
@@ -127,6 +137,105 @@ def show_retrieval(report: dict) -> None:
                 f"{measure}: significantly better than {other} in {better} of {len(tests)} pairs, worse in {worse} "
                 "(randomisation test, p < 0.05 after Holm)"
             )
+
+
+# ---- classification ----------------------------------------------------------------------------------------------
+
+
+def add_classification(tasks) -> None:
+    task = add_task(
+        tasks,
+        "classification",
+        evaluate_classification,
+        show_classification,
+        "train a head on the documents of one language, test it on every language",
+        "--documents build/documents/test.jsonl.gz --train-lang en --label-field categories.0",
+    )
+    what = task.add_mutually_exclusive_group(required=True)
+    what.add_argument("--documents", type=Path, nargs="+", metavar="PATH", help="labelled documents")
+    what.add_argument("--mldoc", type=Path, metavar="DIR", help="MLDoc as its scripts write it")
+    task.add_argument(
+        "--test-documents",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="to test on (default: a fifth of the ids, drawn by the seed)",
+    )
+    task.add_argument("--train-size", type=positive, default=1000, help="MLDoc's training set (%(default)s)")
+    task.add_argument("--train-lang", required=True, metavar="LANG", help="language of the training documents")
+    task.add_argument("--label-field", metavar="PATH", help="dotted path of the label or list of labels: categories.0")
+    task.add_argument(
+        "--field",
+        action="append",
+        type=field_source,
+        default=[],
+        metavar="NAME=SOURCE",
+        help="what the documents call a field: id=celex_id",
+    )
+    task.add_argument("--seeds", type=positive, default=3, help="splits and trainings that are averaged (%(default)s)")
+    task.add_argument(
+        "--seen", metavar="LANGS", help="languages the model was trained on (default: as the export says)"
+    )
+    tuned = task.add_argument_group("fine-tuning (also under torchrun or deepspeed)")
+    tuned.add_argument("--fine-tune", action="store_true", help="train the whole model, not only a head")
+    defaults = Settings()
+    tuned.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="(%(default)s)")
+    tuned.add_argument("--batch-documents", type=positive, default=defaults.batch_documents, help="(%(default)s)")
+    tuned.add_argument("--steps", type=positive, default=defaults.steps, help="at most (%(default)s)")
+
+
+def evaluate_classification(args) -> dict:
+    if args.fine_tune and args.baselines:
+        raise InputError("--baselines are linear heads on frozen vectors: evaluate them without --fine-tune")
+    if args.mldoc:
+        data = read_mldoc(args.mldoc, args.train_size)
+    elif args.label_field:
+        data = read_labelled(args.documents, args.label_field, args.test_documents, dict(args.field))
+    else:
+        raise InputError("--documents need --label-field, such as topic or categories.0")
+    model = load_model(args.model)
+    seen = args.seen.split(",") if args.seen else model.config.languages
+    report = {"method": "fine-tuning" if args.fine_tune else "linear head on frozen vectors"}
+    report["data"] = str(args.mldoc or ", ".join(map(str, args.documents)))
+    if args.fine_tune:
+        world = topology.join()
+        settings = Settings(args.learning_rate, args.batch_documents, args.steps)
+        systems = {"HMDE": lambda: fine_tuned(args.model, data.documents, data.many, settings, world)}
+        report["settings"] = asdict(settings)
+    else:
+        makers = encoders(model, args.baselines) | ({TFIDF: tfidf} if args.baselines else {})
+        systems = {
+            name: lambda encode=encode: linear_head(data.documents, encode, data.many)
+            for name, encode in makers.items()
+        }
+    # Where the data have splits of their own, every seed would find the same linear head.
+    seeds = range(1 if data.roles and not args.fine_tune else args.seeds)
+    return report | classify(data, args.train_lang, systems, seeds, seen)
+
+
+def show_classification(report: dict) -> None:
+    many = report["many_labels"]
+    for name, system in report["systems"].items():
+        print(f"\n{name}: {report['method']}, trained on {report['train_language']}")
+        rows = system["languages"] | {f"mean of {kind}": macro for kind, macro in system["macro"].items()}
+        width = max(map(len, rows))
+        print(f"{'':<{width}}  accuracy  (95 %)           macro-F1  (95 %)         " + "  micro-F1" * many)
+        for row, found in rows.items():
+            numbers = [
+                f"{found[m]:>8.3f}  ({found[m + '_interval'][0]:.3f} to {found[m + '_interval'][1]:.3f})"
+                for m in ("accuracy", "macro_f1")
+            ]
+            line = f"{row:<{width}}  " + "  ".join(numbers) + f"  {found['micro_f1']:>8.3f}" * many
+            print(line + (f"  {found['documents']:.0f} documents, {found['kind']}" if "kind" in found else ""))
+    seeds, unseen = len(report["seeds"]), report["test_documents_with_an_unseen_label"]
+    print(
+        f"\n{report['labels']} labels; mean over {seeds} {'seed' if seeds == 1 else 'seeds'}; intervals by bootstrap over documents"
+    )
+    if unseen:
+        print(f"{unseen:.1%} of the test documents have a label that no training document has: they count as wrong")
+    for reason, count in report["left_out"].items():
+        print(f"left out: {count} {reason}")
 
 
 def print_table(rows: dict[str, dict[str, float]], columns, corner: str = "") -> None:

@@ -4,6 +4,7 @@ Owns which files are read and how each kind becomes records; what a record must 
 matter. Memory does not grow with the files. Refuses kinds it does not know and damaged files, by name; repairs nothing.
 """
 
+import argparse
 import gzip
 import html
 import json
@@ -77,6 +78,14 @@ def read_records(
                 bar.update(before + sizes[number] - bar.n)
         if not count:
             raise InputError(f"{path}: holds no documents")
+
+
+def field_source(text: str) -> tuple[str, str]:
+    """`NAME=SOURCE` of a command line as an entry of `fields` (for `add_argument(type=...)`)."""
+    name, equals, source = text.partition("=")
+    if name not in FIELDS or not equals:
+        raise argparse.ArgumentTypeError(f'"{text}" is no NAME=SOURCE with a NAME of {", ".join(FIELDS)}')
+    return name, source
 
 
 def _find(path: Path) -> tuple:

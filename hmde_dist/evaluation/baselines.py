@@ -23,43 +23,56 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\u
 # A word keeps its marks, which are no \w, and the invisible joiners inside it.
 _MARKS = "".join(chr(c) for c in range(0x300, 0x10000) if unicodedata.category(chr(c)) in ("Mn", "Mc")) + "\u200c\u200d"
 _WORD = re.compile(rf"[{_UNSPACED}]+|(?:(?![{_UNSPACED}])[\w{_MARKS}])+")
-SENTENCE_MEAN, UNTRAINED = "mean of its sentence vectors", "untrained"
+SENTENCE_MEAN, UNTRAINED, TFIDF = "mean of its sentence vectors", "untrained", "TF-IDF, character 3-4-grams"
 
 
 def text_of(document: Document) -> str:
     return document.text or "\n".join(document.sentences)
 
 
-def model_scorer(model: HMDEModel, documents: list[Document], output: str = "document") -> Scorer:
-    return cosine_scorer(np.stack(list(encode_documents(model, documents, output))))
-
-
-def untrained_scorer(model: HMDEModel, documents: list[Document]) -> Scorer:
-    """The same architecture before its first step (with pretrained sentence encoder, where it started from one)."""
-    return model_scorer(untrained(model), documents)
+# Documents -> a row for each [N, W]; sparse where they are words.
+Encoder = Callable[[list[Document]], np.ndarray]
 
 
 def untrained(model: HMDEModel) -> HMDEModel:
+    """The same architecture before its first step (with pretrained sentence encoder, where it started from one)."""
     return untrained_model(model.config, seed=0).eval().to(model.device)
 
 
-def tfidf_scorer(documents: list[Document]) -> Scorer:
-    """Cosine of TF-IDF weighted character 3- and 4-grams inside words, over all languages together."""
+def encoders(model: HMDEModel, baselines: bool = False) -> dict[str, Encoder]:
+    """What makes vectors of documents, by the name in tables; the model comes first."""
+
+    def encoder(of: Callable[[], HMDEModel], output: str) -> Encoder:
+        return lambda documents: np.stack(list(encode_documents(of(), documents, output)))
+
+    found = {"HMDE": encoder(lambda: model, "document")}
+    if baselines:
+        found[SENTENCE_MEAN] = encoder(lambda: model, "sentence-mean")
+        found[UNTRAINED] = encoder(lambda: untrained(model), "document")
+    return found
+
+
+def tfidf(documents: list[Document]):
+    """TF-IDF weighted character 3- and 4-grams inside words, over all languages together: sparse unit rows."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    matrix = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True, dtype=np.float32).fit_transform(
+    return TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True, dtype=np.float32).fit_transform(
         map(text_of, documents)
     )
+
+
+def tfidf_scorer(documents: list[Document]) -> Scorer:
+    matrix = tfidf(documents)
     return lambda queries, candidates: (matrix[queries] @ matrix[candidates].T).toarray()
 
 
-def baselines(model: HMDEModel) -> dict[str, Callable[[list[Document]], Scorer]]:
-    """Scorers by the name they have in tables."""
-    return {
-        SENTENCE_MEAN: lambda documents: model_scorer(model, documents, "sentence-mean"),
-        UNTRAINED: lambda documents: untrained_scorer(model, documents),
-        "TF-IDF, character 3-4-grams": tfidf_scorer,
+def group_systems(model: HMDEModel, baselines: bool = False) -> dict[str, Callable[[list[Document]], Scorer]]:
+    """What ranks comparable documents, by the name in tables; the model comes first."""
+    systems = {
+        name: lambda documents, encode=encode: cosine_scorer(encode(documents))
+        for name, encode in encoders(model, baselines).items()
     }
+    return systems | ({TFIDF: tfidf_scorer} if baselines else {})
 
 
 def words(text: str) -> list[str]:

@@ -20,6 +20,7 @@ class HMDEConfig(PretrainedConfig):
         max_sentences: sentences of a document that are encoded.
         sentence_tokens: token budget of a sentence, without special tokens; longer ones are cut in pieces.
         scale: the scale of the cosine the model was trained with (the inverse temperature).
+        languages: of the documents it was trained on; None = not recorded.
     """
 
     model_type = "hmde"
@@ -39,6 +40,7 @@ class HMDEConfig(PretrainedConfig):
         max_sentences: int = 32,
         sentence_tokens: int = 126,
         scale: float = 20.0,
+        languages: list[str] | None = None,
         **kwargs,
     ):
         self.lower = lower or {}
@@ -54,4 +56,5 @@ class HMDEConfig(PretrainedConfig):
         self.max_sentences = max_sentences
         self.sentence_tokens = sentence_tokens
         self.scale = scale
+        self.languages = languages
         super().__init__(**kwargs)

@@ -103,6 +103,7 @@ def build_model(recipe: ModelSection, index: ShardIndex, sentences: int, scale: 
         max_sentences=sentences,
         sentence_tokens=manifest["sentence_tokens"],
         scale=scale,
+        languages=list(index.languages),
     )
     try:
         return untrained_model(config, seed, pretrained)
