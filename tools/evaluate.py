@@ -9,6 +9,7 @@ from hmde_dist import topology
 from hmde_dist.command import InputError, argument_parser, output_file, positive, run_command
 from hmde_dist.corpus.readers import field_source, read_documents
 from hmde_dist.evaluation.baselines import TFIDF, collection_systems, encoders, group_systems, tfidf
+from hmde_dist.evaluation.bias import evaluate_bias
 from hmde_dist.evaluation.classification import classify, linear_head
 from hmde_dist.evaluation.collection import open_collection
 from hmde_dist.evaluation.fine_tuning import Settings, fine_tuned
@@ -26,6 +27,7 @@ def main() -> None:
     tasks = parser.add_subparsers(dest="task", required=True)
     add_retrieval(tasks)
     add_classification(tasks)
+    add_bias(tasks)
     args = parser.parse_args()
 
     if not args.out.absolute().parent.is_dir():
@@ -236,6 +238,58 @@ def show_classification(report: dict) -> None:
         print(f"{unseen:.1%} of the test documents have a label that no training document has: they count as wrong")
     for reason, count in report["left_out"].items():
         print(f"left out: {count} {reason}")
+
+
+# ---- bias --------------------------------------------------------------------------------------------------------
+
+
+def add_bias(tasks) -> None:
+    task = add_task(
+        tasks,
+        "bias",
+        evaluate_of_bias,
+        show_bias,
+        "what the vectors favour: places in a document, languages in a pool, lengths",
+        "--documents build/documents/test.jsonl.gz --baselines",
+    )
+    task.add_argument("--documents", type=Path, nargs="+", required=True, metavar="PATH", help="comparable documents")
+    task.add_argument("--groups", type=positive, default=200, help="ids that are used, at most (%(default)s)")
+
+
+def evaluate_of_bias(args) -> dict:
+    model = load_model(args.model)
+    tokenizer = model.sentence_tokenizer()
+    return evaluate_bias(
+        list(read_documents(args.documents)),
+        encoders(model, args.baselines),
+        places=model.config.max_sentences,
+        size=lambda sentences: [len(pieces) for pieces in tokenizer.encode([sentence] for sentence in sentences)],
+        count=args.groups,
+    )
+
+
+def show_bias(report: dict) -> None:
+    for name, system in report["systems"].items():
+        position, language, length = system["position"], system["language"], system["length"]
+        print(f"\n{name}: {report['groups']} groups, {report['documents']} documents")
+        places = "  ".join(f"place {number + 1}" for number in range(position["segments"]))
+        width = max(map(len, ["of the language", *language["languages"]]))
+        print(f"{'of the language':<{width}}  {places}    slope      p  same language")
+        for lang, near in language["languages"].items():
+            if found := position["languages"].get(lang):
+                places = "  ".join(f"{cosine:>7.3f}" for cosine in found["cosine_by_place"])
+                numbers = f"{places}  {found['slope']:>+7.4f}  {found['p']:>5.3f}"
+            else:
+                numbers = f"{'too few documents fit into the model':<{9 * position['segments'] + 14}}"
+            print(f"{lang:<{width}}  {numbers}  {near['same_language']:>+13.3f}")
+        if "foreign" in position["macro"]:
+            print(f"a segment in another language: cosine {position['macro']['foreign']:+.3f}")
+        pool = language["macro"]
+        print(
+            f"MRR@10 among one language {pool['MRR@10 alone']:.3f}, among all {pool['MRR@10 mixed']:.3f}; "
+            f"between the languages of the answer {pool['gap']:.3f}; same language {pool['same_language']:+.3f}"
+        )
+        print_table({stress: found["macro"] for stress, found in length.items()}, METRICS, "queries")
 
 
 def print_table(rows: dict[str, dict[str, float]], columns, corner: str = "") -> None:

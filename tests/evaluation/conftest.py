@@ -14,7 +14,7 @@ from hmde_dist.stream.index import ShardIndex
 def model_folder(shards, tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("untrained")
     recipe = load_recipe(write_recipe(folder / "recipe.yaml", shards("mds")))
-    model = build_model(recipe.model, ShardIndex.open(shards("mds")), 6, 20.0, seed=0)
+    model = build_model(recipe.model, ShardIndex.open(shards("mds")), 16, 20.0, seed=0)
     save_model(model, tokenizer, folder / "model")
     return folder / "model"
 

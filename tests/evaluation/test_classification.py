@@ -254,11 +254,11 @@ def test_the_command_and_fine_tuning_on_two_ranks(tmp_path, model_folder):
     assert f"{german['accuracy']:.3f}  ({german['accuracy_interval'][0]:.3f} to" in row
     assert f"{german['macro_f1']:.3f}" in row and "30 documents, unseen" in row
 
-    tuned = ("--fine-tune", "--steps", "30", "--batch-documents", "12", "--learning-rate", "0.02", "--seeds", "1")
+    tuned = ("--fine-tune", "--steps", "24", "--batch-documents", "20", "--learning-rate", "0.005", "--seeds", "1")
     job = finish(start(torchrun(2, *command, *tuned), environment()))
     assert job.code == 0, job.output
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["method"] == "fine-tuning" and report["settings"]["steps"] == 30
+    assert report["method"] == "fine-tuning" and report["settings"]["steps"] == 24
     assert report["systems"]["HMDE"]["languages"]["de"]["accuracy"] > 0.9
     assert job.output.count("written to") == 1
 
