@@ -1,9 +1,11 @@
 """A model that was exported without any training: its vectors are made of its words, which is enough to evaluate."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
-from launch import write_recipe
+from launch import ROOT, Finished, write_recipe
 
 from hmde_dist.model.export import build_model, load_model, save_model
 from hmde_dist.recipe import load_recipe
@@ -22,3 +24,16 @@ def model_folder(shards, tokenizer, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def model(model_folder):
     return load_model(model_folder)
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    """tools/evaluate.py as its user runs it, but in this process, which has imported everything already."""
+
+    def run(*arguments) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
+        return Finished(ended.value.code, "".join(capsys.readouterr()))
+
+    return run

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from launch import PROGRAMS, ROOT, environment, finish, start
 
 from hmde_dist.command import InputError
 from hmde_dist.corpus.documents import Document
@@ -178,9 +177,9 @@ def test_the_sample_prefers_groups_of_many_languages():
         sentences_of([*documents, documents[0]])
 
 
-def test_the_command(model_folder, model, small_corpus, tmp_path):
+def test_the_command(evaluate, model_folder, small_corpus, tmp_path):
     arguments = ("--model", model_folder, "--documents", small_corpus, "--groups", "8", "--out", tmp_path / "r.json")
-    job = finish(start([PROGRAMS / "python", ROOT / "tools" / "evaluate.py", "bias", *arguments], environment()))
+    job = evaluate("bias", *arguments)
     assert job.code == 0, job.output
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["task"], report["groups"], report["documents"]) == ("bias", 8, 48)

@@ -1,12 +1,10 @@
 """Heads on one language, tested on all: data whose classes are made of words (the texts are invented)."""
 
 import json
-import runpy
-import sys
 
 import numpy as np
 import pytest
-from launch import PROGRAMS, ROOT, environment, finish, start, torchrun
+from launch import environment, finish, start, torchrun
 from sklearn import metrics
 
 from hmde_dist.command import InputError
@@ -239,12 +237,12 @@ def test_labels_that_training_lacks_count_as_wrong():
         classify(alone, "en", {}, seeds=[0])
 
 
-def test_the_command_and_fine_tuning_on_two_ranks(tmp_path, model_folder):
+def test_the_command_and_fine_tuning_on_two_ranks(evaluate, tmp_path, model_folder):
     """Both ways learn the separable task; the report holds every number of the table."""
     folder = write_mldoc(tmp_path / "mldoc")
-    command = (ROOT / "tools" / "evaluate.py", "classification", "--model", model_folder, "--mldoc", folder)
-    command += ("--train-lang", "en", "--out", tmp_path / "report.json")
-    job = finish(start([PROGRAMS / "python", *command], environment()))
+    command = ("classification", "--model", model_folder, "--mldoc", folder, "--train-lang", "en")
+    command += ("--out", tmp_path / "report.json")
+    job = evaluate(*command)
     assert job.code == 0, job.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["task"] == "classification"
@@ -255,7 +253,7 @@ def test_the_command_and_fine_tuning_on_two_ranks(tmp_path, model_folder):
     assert f"{german['macro_f1']:.3f}" in row and "30 documents, unseen" in row
 
     tuned = ("--fine-tune", "--steps", "24", "--batch-documents", "20", "--learning-rate", "0.005", "--seeds", "1")
-    job = finish(start(torchrun(2, *command, *tuned), environment()))
+    job = finish(start(torchrun(2, "tools/evaluate.py", *command, *tuned), environment()), seconds=300)
     assert job.code == 0, job.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["method"] == "fine-tuning" and report["settings"]["steps"] == 24
@@ -263,9 +261,6 @@ def test_the_command_and_fine_tuning_on_two_ranks(tmp_path, model_folder):
     assert job.output.count("written to") == 1
 
 
-def test_baselines_are_not_fine_tuned(monkeypatch, capsys, tmp_path):
-    arguments = ["classification", "--model", "none", "--mldoc", "none", "--train-lang", "en"]
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments, "--fine-tune", "--baselines"])
-    with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(ROOT / "tools" / "evaluate.py"), run_name="__main__")
-    assert exit_.value.code == 2 and "without --fine-tune" in capsys.readouterr().err
+def test_baselines_are_not_fine_tuned(evaluate):
+    job = evaluate("classification", "--model", "x", "--mldoc", "x", "--train-lang", "en", "--fine-tune", "--baselines")
+    assert job.code == 2 and "without --fine-tune" in job.output

@@ -353,3 +353,24 @@ def test_runs_and_documents_of_another_collection_are_refused(clef, model, tmp_p
     (clef.parent / "qrels-de.txt").write_text("141 0 LA1 1\n")
     with pytest.raises(InputError, match="none of the relevant documents"):
         evaluate_collection(open_collection(clef), systems)
+
+
+def test_the_command_on_a_collection(evaluate, clef, model_folder, tmp_path):
+    command = ("retrieval", "--model", model_folder, "--collection", clef, "--baselines", "--runs", tmp_path / "runs")
+    job = evaluate(*command, "--out", tmp_path / "report.json")
+    assert job.code == 0, job.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["task"], report["queries"]) == ("retrieval", "document")
+    for name, system in report["systems"].items():
+        row = next(line for line in job.output.splitlines() if line.startswith(name + " "))
+        assert row.split()[-6:] == [f"{system['macro'][measure]:.3f}" for measure in MEASURES]
+    maps = [f"{system['pairs']['en-de']['MAP']:.3f}" for system in report["systems"].values()]
+    assert next(line for line in job.output.splitlines() if line.startswith("en-de ")).split()[1:] == maps
+    assert "en-de: 1 topics without a relevant document" in job.output
+    assert "MAP: significantly better than BM25 in 0 of 1 pairs, worse in 0" in job.output
+    again = ("--rerank", tmp_path / "runs" / "BM25", "--out", tmp_path / "again.json")
+    job = evaluate("retrieval", "--model", model_folder, "--collection", clef, *again)
+    assert job.code == 0 and "given run" in job.output, job.output
+    assert json.loads((tmp_path / "again.json").read_text())["rerank"]["depth"] == 100
+    job = evaluate("retrieval", "--model", model_folder, "--collection", tmp_path / "none.yaml")
+    assert job.code == 2 and "cannot be read" in job.output
