@@ -56,6 +56,14 @@ def add_task(tasks, name: str, evaluate, show, help: str, example: str) -> argpa
     task.set_defaults(evaluate=evaluate, show=show)
     task.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="an exported model")
     task.add_argument("--baselines", action="store_true", help="also what the model must beat")
+    task.add_argument(
+        "--beside-models",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="other exports or sentence-transformers",
+    )
     task.add_argument("--out", type=Path, default=Path("report.json"), help="report to write (%(default)s)")
     return task
 
@@ -88,7 +96,7 @@ def add_retrieval(tasks) -> None:
         default="document",
         help="vectors of topics: as documents, or of the sentence encoder alone, as in the paper (%(default)s)",
     )
-    ranked.add_argument("--beside", type=Path, nargs="+", default=[], metavar="RUNS", help="runs of other systems")
+    ranked.add_argument("--beside-runs", type=Path, nargs="+", default=[], metavar="RUNS", help="runs of other systems")
     ranked.add_argument("--runs", type=Path, metavar="DIR", help="folder to write runs to, as trec_eval reads them")
 
 
@@ -97,7 +105,7 @@ def evaluate_retrieval(args) -> dict:
     if args.documents:
         model = load_model(args.model)
         documents = list(read_documents(args.documents))
-        return evaluate_groups(documents, group_systems(model, args.baselines), pairs)
+        return evaluate_groups(documents, group_systems(model, args.baselines, args.beside_models), pairs)
     collection = open_collection(args.collection, pairs)
     model = load_model(args.model)
     report = {"collection": str(args.collection), "depth": args.depth, "queries": args.queries}
@@ -105,11 +113,11 @@ def evaluate_retrieval(args) -> dict:
         report["rerank"] = {"run": str(args.rerank), "depth": args.rerank_depth}
     return report | evaluate_collection(
         collection,
-        collection_systems(model, args.queries, args.baselines),
+        collection_systems(model, args.queries, args.baselines, args.beside_models),
         depth=args.depth,
         rerank_given=args.rerank,
         rerank_depth=args.rerank_depth,
-        beside=args.beside,
+        beside=args.beside_runs,
         runs=args.runs,
     )
 
@@ -188,8 +196,8 @@ def add_classification(tasks) -> None:
 
 
 def evaluate_classification(args) -> dict:
-    if args.fine_tune and args.baselines:
-        raise InputError("--baselines are linear heads on frozen vectors: evaluate them without --fine-tune")
+    if args.fine_tune and (args.baselines or args.beside_models):
+        raise InputError("other models get linear heads on frozen vectors: evaluate them without --fine-tune")
     if args.mldoc:
         data = read_mldoc(args.mldoc, args.train_size)
     elif args.label_field:
@@ -206,7 +214,7 @@ def evaluate_classification(args) -> dict:
         systems = {"HMDE": lambda: fine_tuned(args.model, data.documents, data.many, settings, world)}
         report["settings"] = asdict(settings)
     else:
-        makers = encoders(model, args.baselines) | ({TFIDF: tfidf} if args.baselines else {})
+        makers = encoders(model, args.baselines, args.beside_models) | ({TFIDF: tfidf} if args.baselines else {})
         systems = {
             name: lambda encode=encode: linear_head(data.documents, encode, data.many)
             for name, encode in makers.items()
@@ -261,7 +269,7 @@ def evaluate_of_bias(args) -> dict:
     tokenizer = model.sentence_tokenizer()
     return evaluate_bias(
         list(read_documents(args.documents)),
-        encoders(model, args.baselines),
+        encoders(model, args.baselines, args.beside_models),
         places=model.config.max_sentences,
         size=lambda sentences: [len(pieces) for pieces in tokenizer.encode([sentence] for sentence in sentences)],
         count=args.groups,

@@ -1,1 +1,1 @@
-"""Vectors -> numbers: encoding, FAISS index, retrieval, baselines."""
+"""Vectors -> numbers: encoding, FAISS index, retrieval, test collections, classification, bias, significance, baselines."""

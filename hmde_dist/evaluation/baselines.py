@@ -6,17 +6,21 @@ documents words are TF-IDF of character n-grams, for topics BM25.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from hmde_dist.command import InputError, progress
 from hmde_dist.corpus.documents import Document
-from hmde_dist.evaluation.encode import encode_documents, encode_to_folder, open_vectors
+from hmde_dist.evaluation.encode import encode_documents
 from hmde_dist.evaluation.ranking import Index, System
 from hmde_dist.evaluation.retrieval import Scorer, cosine_scorer
-from hmde_dist.model.export import untrained_model
+from hmde_dist.model.export import load_model, untrained_model
 from hmde_dist.model.modeling_hmde import HMDEModel
+
+BLOCK = 256  # documents that another model encodes at a time
 
 # Scripts that set no spaces between words: pairs of letters stand for words there, as in Lucene's CJK analyser.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
@@ -30,8 +34,42 @@ def text_of(document: Document) -> str:
     return document.text or "\n".join(document.sentences)
 
 
+# Documents -> the vector of each [W], in their order.
+Stream = Callable[[Iterable[Document]], Iterable[np.ndarray]]
 # Documents -> a row for each [N, W]; sparse where they are words.
 Encoder = Callable[[list[Document]], np.ndarray]
+
+
+def model_stream(model: HMDEModel, output: str = "document") -> Stream:
+    return lambda documents: encode_documents(model, documents, output)
+
+
+def other_stream(folder: Path) -> Stream:
+    """Vectors of another model: one of our exports, or any sentence-transformers folder that runs no code of its own
+    (LaBSE, a Longformer, ...), which cuts documents as it was told to.
+
+    Raises:
+        InputError: neither, or sentence-transformers is not installed.
+    """
+    if (folder / "modules.json").is_file() and not (folder / "modeling_hmde.py").is_file():
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise InputError(f"{folder} needs sentence-transformers: pip install sentence-transformers") from None
+        try:
+            other = SentenceTransformer(str(folder))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from None
+
+        def stream(documents: Iterable[Document]) -> Iterator[np.ndarray]:
+            documents = iter(documents)
+            with progress(desc=f"encode, {folder.name}", unit="document") as bar:
+                while block := list(islice(documents, BLOCK)):
+                    yield from other.encode([text_of(document) for document in block], show_progress_bar=False)
+                    bar.update(len(block))
+
+        return stream
+    return model_stream(load_model(folder))
 
 
 def untrained(model: HMDEModel) -> HMDEModel:
@@ -39,17 +77,20 @@ def untrained(model: HMDEModel) -> HMDEModel:
     return untrained_model(model.config, seed=0).eval().to(model.device)
 
 
-def encoders(model: HMDEModel, baselines: bool = False) -> dict[str, Encoder]:
+def streams(model: HMDEModel, baselines: bool = False, others: Sequence[Path] = ()) -> dict[str, Stream]:
     """What makes vectors of documents, by the name in tables; the model comes first."""
-
-    def encoder(of: Callable[[], HMDEModel], output: str) -> Encoder:
-        return lambda documents: np.stack(list(encode_documents(of(), documents, output)))
-
-    found = {"HMDE": encoder(lambda: model, "document")}
+    found = {"HMDE": model_stream(model)} | {folder.name: other_stream(folder) for folder in others}
     if baselines:
-        found[SENTENCE_MEAN] = encoder(lambda: model, "sentence-mean")
-        found[UNTRAINED] = encoder(lambda: untrained(model), "document")
+        found |= {SENTENCE_MEAN: model_stream(model, "sentence-mean"), UNTRAINED: model_stream(untrained(model))}
     return found
+
+
+def encoders(model: HMDEModel, baselines: bool = False, others: Sequence[Path] = ()) -> dict[str, Encoder]:
+    """`streams` that give all vectors at once."""
+    return {
+        name: lambda documents, stream=stream: np.stack(list(stream(documents)))
+        for name, stream in streams(model, baselines, others).items()
+    }
 
 
 def tfidf(documents: list[Document]):
@@ -66,11 +107,13 @@ def tfidf_scorer(documents: list[Document]) -> Scorer:
     return lambda queries, candidates: (matrix[queries] @ matrix[candidates].T).toarray()
 
 
-def group_systems(model: HMDEModel, baselines: bool = False) -> dict[str, Callable[[list[Document]], Scorer]]:
+def group_systems(
+    model: HMDEModel, baselines: bool = False, others: Sequence[Path] = ()
+) -> dict[str, Callable[[list[Document]], Scorer]]:
     """What ranks comparable documents, by the name in tables; the model comes first."""
     systems = {
         name: lambda documents, encode=encode: cosine_scorer(encode(documents))
-        for name, encode in encoders(model, baselines).items()
+        for name, encode in encoders(model, baselines, others).items()
     }
     return systems | ({TFIDF: tfidf_scorer} if baselines else {})
 
@@ -114,32 +157,48 @@ def bm25(documents: Iterable[Document], folder: Path) -> Index:
     return ids, scorer
 
 
-def vector_system(model: HMDEModel, output: str = "document", query_output: str | None = None) -> System:
-    """Cosine of the vectors of queries and documents, which lie in a folder, mapped into memory.
-
-    Args:
-        output, query_output: as of `encode_documents`; queries are encoded like documents unless said otherwise.
-    """
+def vector_system(stream: Stream, queries_stream: Stream) -> System:
+    """Cosine of the vectors of queries and documents; those of documents lie in a file that is mapped into memory."""
 
     def system(documents: Iterable[Document], folder: Path) -> Index:
-        encode_to_folder(model, documents, output, folder)
-        vectors, facts = open_vectors(folder)
+        ids: list[str] = []
+
+        def noted() -> Iterator[Document]:
+            for document in documents:
+                ids.append(document.id)
+                yield document
+
+        width = 0
+        with open(folder / "vectors", "wb") as file:
+            for vector in stream(noted()):
+                width = len(vector)
+                file.write(_unit(vector).astype("<f4").tobytes())
+        vectors = np.memmap(folder / "vectors", dtype="<f4", mode="r", shape=(len(ids), width))
 
         def scorer(queries: list[Document]) -> Scorer:
-            asked = np.stack(list(encode_documents(model, queries, query_output or output)))
-            asked /= np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-12)
+            asked = _unit(np.stack(list(queries_stream(queries)))).astype(np.float32)
             return lambda queries, candidates: asked[queries] @ vectors[candidates].T
 
-        return [fact["id"] for fact in facts], scorer
+        return ids, scorer
 
     return system
 
 
-def collection_systems(model: HMDEModel, query_output: str = "document", baselines: bool = False) -> dict[str, System]:
-    """What is ranked with in a test collection, by the name in tables; the model comes first."""
-    systems = {"HMDE": vector_system(model, "document", query_output)}
-    if baselines:
-        systems[SENTENCE_MEAN] = vector_system(model, "sentence-mean")
-        systems[UNTRAINED] = vector_system(untrained(model), "document", query_output)
-        systems["BM25"] = bm25
-    return systems
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def collection_systems(
+    model: HMDEModel, queries: str = "document", baselines: bool = False, others: Sequence[Path] = ()
+) -> dict[str, System]:
+    """What is ranked with in a test collection, by the name in tables; the model comes first.
+
+    Args:
+        queries: as `output` of `encode_documents`: what the model's own vectors of queries are.
+    """
+    asking = {"HMDE": model_stream(model, queries)} if queries != "document" else {}
+    systems = {
+        name: vector_system(stream, asking.get(name, stream))
+        for name, stream in streams(model, baselines, others).items()
+    }
+    return systems | ({"BM25": bm25} if baselines else {})

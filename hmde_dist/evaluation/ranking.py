@@ -141,7 +141,7 @@ def evaluate_collection(
             documents = collection.documents(target) if wanted is None else _only(collection, target, wanted)
             # On the machine's temporary disk ($TMPDIR).
             with tempfile.TemporaryDirectory(prefix="hmde-index-") as folder:
-                ids, scorer = system(documents, Path(folder) / "vectors")
+                ids, scorer = system(documents, Path(folder))
                 _check_ids(ids, pairs, wanted is None, left_out)
                 for pair in pairs:
                     score, topics = scorer(pair.queries()), list(pair.topics)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hmde_dist.command import InputError
 from hmde_dist.corpus.documents import Document
-from hmde_dist.evaluation.baselines import bm25, collection_systems, words
+from hmde_dist.evaluation.baselines import bm25, collection_systems, encoders, words
 from hmde_dist.evaluation.collection import open_collection
 from hmde_dist.evaluation.ranking import MEASURES, evaluate_collection, rank, rerank, values_of_queries
 from hmde_dist.evaluation.trec import matched, ordered, read_qrels, read_run, read_topics, write_run
@@ -374,3 +374,24 @@ def test_the_command_on_a_collection(evaluate, clef, model_folder, tmp_path):
     assert json.loads((tmp_path / "again.json").read_text())["rerank"]["depth"] == 100
     job = evaluate("retrieval", "--model", model_folder, "--collection", tmp_path / "none.yaml")
     assert job.code == 2 and "cannot be read" in job.output
+
+
+def test_other_models_are_evaluated_beside(clef, model, model_folder, tokenizer, tmp_path):
+    """A sentence-transformers model is one; an export of ours, too; a folder of anything else is none."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    model.lower.save_pretrained(tmp_path / "lower")
+    tokenizer.save_pretrained(tmp_path / "lower")
+    transformer = Transformer(str(tmp_path / "lower"), max_seq_length=30)
+    SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu").save(str(tmp_path / "labse"))
+    others = [tmp_path / "labse", model_folder]
+    report = evaluate_collection(open_collection(clef), collection_systems(model, others=others), depth=3)
+    assert list(report["systems"]) == ["HMDE", "labse", "model"]
+    assert report["systems"]["model"]["pairs"] == report["systems"]["HMDE"]["pairs"]
+    documents = list(open_collection(clef).documents("de"))
+    expected = SentenceTransformer(str(tmp_path / "labse"), device="cpu").encode([d.text for d in documents])
+    np.testing.assert_allclose(encoders(model, others=others)["labse"](documents), expected, rtol=1e-5)
+    for folder, message in ((tmp_path, "no exported model"), (tmp_path / "none", "no exported model")):
+        with pytest.raises(InputError, match=message):
+            collection_systems(model, others=[folder])
