@@ -45,6 +45,7 @@ from hmde_dist.engine.training_state import discard_gradients, gradient_norm
 from hmde_dist.evaluation.validation import validate
 from hmde_dist.model.configuration_hmde import HMDEConfig
 from hmde_dist.model.export import build_model, save_description, save_model
+from hmde_dist.model.model_card import save_data_facts
 from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.objectives.document_contrast import document_contrast
 from hmde_dist.preflight import check_validation, check_world, check_writable, open_mixture, open_shards, print_plan
@@ -118,6 +119,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
     journal.event("self_test", **tested)
     if world.is_first:
         save_description(encoder, index, run.folder / "model")
+        save_data_facts(mixture.indexes, run.folder / "model")
     meter, stragglers = Meter(world.device), Stragglers(engine.module, world)
     saver = Saver(engine, run, identity, world, journal.event, watch.beat)
     saver.newest = restored and state["step"]
@@ -274,7 +276,7 @@ def export_run(run: Path, out: Path) -> Path:
     missing, unexpected = module.load_state_dict(weights, strict=False)
     assert not unexpected and not {name for name, _ in module.named_parameters()} & set(missing), (missing, unexpected)
     encoder.config.scale = float(module.scale().detach())
-    save_model(encoder, load_tokenizer(run / "model"), out)
+    save_model(encoder, load_tokenizer(run / "model"), out, run)
     return out
 
 
