@@ -54,9 +54,12 @@ def run_tasks(
             tasks.append(mteb.get_task(name, languages=list(languages) if languages else None))
         except KeyError as error:
             raise InputError(f"--tasks {name}: {error.args[0]}") from None
+        except ValueError as error:  # no such code, or no subset in it
+            raise InputError(f"--languages: {error}") from None
     for task in tasks:
-        if not task.hf_subsets:
-            raise InputError(f"--languages {','.join(languages or ())}: {task.metadata.name} has none of them")
+        # Some tasks also name their development split.
+        if "test" in task.metadata.eval_splits:
+            task.filter_eval_splits(["test"])
         if data is not None:
             # The path of a dataset may be a folder; a revision is of the hub.
             task.metadata = task.metadata.model_copy(deep=True)
@@ -77,7 +80,7 @@ def run_tasks(
         # Without mteb's cache: it knows models by name, and every export is another one.
         result = mteb.evaluate(wrapped, task, cache=None, co2_tracker=False)
         (result,) = result.task_results
-        split = "test" if "test" in result.scores else next(iter(result.scores))
+        (split,) = list(result.scores)[:1]
         subsets = {scores["hf_subset"]: float(scores["main_score"]) for scores in result.scores[split]}
         report["tasks"][task.metadata.name] = {
             "metric": task.metadata.main_score,

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Iterable
 
 from hmde_dist.evaluation import figures
-from hmde_dist.evaluation.retrieval import METRICS
 
 
 def evaluation_sections(report: dict, source: str) -> list[dict]:
     """`title`, `text`, `table` and `drawn` of the sections of one report."""
-    makers = {"retrieval": retrieval_sections}
+    makers = {"retrieval": retrieval_sections, "classification": classification_sections, "mteb": mteb_sections}
     maker = makers.get(report["task"], plain_sections)
     return maker(report, source)
 
@@ -30,52 +29,98 @@ def split_pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def retrieval_sections(report: dict, source: str) -> list[dict]:
-    """Systems side by side, R@1 by language, and the model's R@1 of every pair."""
-    systems = {name: system for name, system in report.get("systems", {}).items() if isinstance(system, dict)}
+    """Systems side by side, the main measure by language, and of the model for every pair."""
+    systems = _systems(report, "pairs")
     if not systems:
         return plain_sections(report, source)
-    names = list(systems)
-    rows = [["system", *METRICS, "queries"]]
-    rows += [[n, *(s.get("macro", {}).get(m) for m in (*METRICS, "queries"))] for n, s in systems.items()]
+    names, collection = list(systems), report.get("collection")
+    first = systems[names[0]]
+    measures = [name for name in first["macro"] if name != "queries" and isinstance(first["macro"][name], float)]
+    main = next((name for name in ("R@1", "MAP") if name in measures), measures[0])
     text = (
-        f"{source}: for each document of one language, the documents of another are ranked; right is the one with the "
-        "same id. Means over all language pairs."
+        f"{source}: topics of {collection}, ranked against its documents."
+        if collection
+        else f"{source}: for each document of one language, the documents of another are ranked; right is the one with the "
+        "same id."
     )
-    drawn = [figures.bars("R@1, mean over pairs", {row[0]: row[1] for row in rows[1:]})]
-    sections = [{"title": "Retrieval", "text": text, "table": rows, "drawn": [d for d in drawn if d]}]
-    pairs = split_pairs({pair for system in systems.values() for pair in system.get("pairs", {})})
-    languages = sorted({language for pair in pairs.values() for language in pair})
-    if not pairs:
-        return sections
+    rows = [["system", *measures, "queries"]]
+    rows += [[name, *(s["macro"].get(m) for m in (*measures, "queries"))] for name, s in systems.items()]
+    drawn = [figures.bars(f"{main}, mean over pairs", {row[0]: row[1 + measures.index(main)] for row in rows[1:]})]
+    sections = [{"title": "Retrieval", "text": f"{text} Means over all language pairs.", "table": rows, "drawn": drawn}]
+    pairs = split_pairs({pair for system in systems.values() for pair in system["pairs"]})
     by_language: dict[str, list[float | None]] = {}
-    for language in languages:
+    for language in sorted({language for pair in pairs.values() for language in pair}):
         by_language[language] = []
         for system in systems.values():
-            values = [v["R@1"] for name, v in system.get("pairs", {}).items() if language in pairs[name] and "R@1" in v]
+            values = [v[main] for name, v in system["pairs"].items() if language in pairs[name] and main in v]
             by_language[language].append(sum(values) / len(values) if values else None)
-    ordered = dict(sorted(by_language.items(), key=lambda item: -(item[1][0] or 0.0)))
-    sections.append(
-        {
-            "title": "R@1 by language",
-            "text": "Mean over all pairs that the language is part of, as query or as candidate.",
-            "table": [["language", *names], *([language, *values] for language, values in ordered.items())],
-            "drawn": [figures.dots("R@1", ordered, names)],
-        }
-    )
-    first = systems[names[0]].get("pairs", {})
-    values = {pairs[name]: metrics["R@1"] for name, metrics in first.items() if "R@1" in metrics}
+    text = "Mean over all pairs that the language is part of, as query or as candidate."
+    sections.append(_by_language(f"{main} by language", text, main, by_language, names))
+    values = {pairs[name]: numbers[main] for name, numbers in first["pairs"].items() if main in numbers}
     if values:
-        table = [["query", "candidates", *METRICS, "queries"]]
-        table += [[*pairs[name], *(first[name].get(m) for m in (*METRICS, "queries"))] for name in sorted(first)]
+        table = [["query", "candidates", *measures, "queries"]]
+        for name in sorted(first["pairs"]):
+            table.append([*pairs[name], *(first["pairs"][name].get(m) for m in (*measures, "queries"))])
         sections.append(
             {
-                "title": f"R@1 of every pair: {names[0]}",
+                "title": f"{main} of every pair: {names[0]}",
                 "text": "In hundredths.",
                 "table": table,
-                "drawn": [figures.heat_map("R@1, %", values, "candidates", "query")],
+                "drawn": [figures.heat_map(f"{main}, %", values, "candidates", "query")],
             }
         )
     return sections
+
+
+def classification_sections(report: dict, source: str) -> list[dict]:
+    """Accuracy of every system in every language; the table also has F1 and the intervals."""
+    systems = _systems(report, "languages")
+    if not systems:
+        return plain_sections(report, source)
+    names, trained = list(systems), report.get("train_language", "one language")
+    text = f"{source}: {report.get('method', 'a head')}, trained on {trained}, tested on all. Intervals: 95 %."
+    rows = [["language", "system", "accuracy", "from", "to", "macro-F1", "from", "to", "documents", "kind"]]
+    for name, system in systems.items():
+        lines = system["languages"] | {f"mean of {kind}": found for kind, found in system["macro"].items()}
+        for language, found in lines.items():
+            numbers = []
+            for measure in ("accuracy", "macro_f1"):
+                numbers += [found.get(measure), *(found.get(f"{measure}_interval") or (None, None))]
+            rows.append([language, name, *numbers, found.get("documents"), found.get("kind")])
+    languages = {language for system in systems.values() for language in system["languages"]}
+    accuracies: dict[str, list[float | None]] = {}
+    for language in languages:
+        accuracies[language] = [s["languages"].get(language, {}).get("accuracy") for s in systems.values()]
+    section = _by_language("Classification", text, f"Accuracy, trained on {trained}", accuracies, names)
+    return [section | {"table": rows}]
+
+
+def mteb_sections(report: dict, source: str) -> list[dict]:
+    """The score of every task; the table has every subset."""
+    tasks = {name: task for name, task in report.get("tasks", {}).items() if "score" in task}
+    if not tasks:
+        return plain_sections(report, source)
+    rows = [["task", "subset", "metric", "score"]]
+    for name, task in tasks.items():
+        rows.append([name, "mean", task.get("metric"), task["score"]])
+        rows += [[name, subset, task.get("metric"), score] for subset, score in task.get("subsets", {}).items()]
+    bars = {f"{name}, {task.get('metric')}": task["score"] for name, task in tasks.items()}
+    drawn = [figures.bars("Score, mean over subsets", bars)]
+    text = f"{source}: mteb {report.get('mteb', '')}. Metrics differ between tasks."
+    return [{"title": "MTEB", "text": text, "table": rows, "drawn": drawn}]
+
+
+def _systems(report: dict, part: str) -> dict[str, dict]:
+    """The systems that have what a section is made of."""
+    found = report.get("systems", {})
+    return {name: system for name, system in found.items() if system.get("macro") and system.get(part)}
+
+
+def _by_language(title: str, text: str, measure: str, rows: dict[str, list[float | None]], names: list[str]) -> dict:
+    """A section of dots: a row for each language, the best of the first system on top."""
+    ordered = dict(sorted(rows.items(), key=lambda row: (-(row[1][0] or 0.0), row[0])))
+    table = [["language", *names], *([language, *values] for language, values in ordered.items())]
+    return {"title": title, "text": text, "table": table, "drawn": [figures.dots(measure, ordered, names)]}
 
 
 def plain_sections(report: dict, source: str) -> list[dict]:

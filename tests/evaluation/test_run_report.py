@@ -134,6 +134,27 @@ def test_a_task_without_a_form_of_its_own_is_shown_as_it_is(run):
     assert "| scores · x · f | 0.500 |" in text and "| scores · x · list | 1, 2 |" in text
 
 
+def test_classification_and_mteb_have_their_own_sections(run):
+    found = {"accuracy": 0.8, "accuracy_interval": [0.7, 0.9], "macro_f1": 0.75, "documents": 20.0, "kind": "unseen"}
+    systems = {
+        "HMDE": {"macro": {"unseen": {"accuracy": 0.8}}, "languages": {"de": found, "ja": found | {"accuracy": 0.9}}}
+    }
+    reports = [
+        {"task": "classification", "train_language": "en", "systems": systems},
+        {"task": "mteb", "mteb": "2", "tasks": {"T": {"metric": "f1", "score": 0.5, "subsets": {"de": 0.5}}}},
+        {"task": "classification", "systems": {}},
+    ]
+    for number, report in enumerate(reports):
+        (run / f"{number}.json").write_text(json.dumps(report), encoding="utf-8")
+    sections = write_report(run, find_reports(run), run / "report")
+    classification, mteb, empty = sections[:3]
+    assert classification.table[1][:5] == ["de", "HMDE", 0.8, 0.7, 0.9] and classification.table[1][-1] == "unseen"
+    assert classification.table[-1][:3] == ["mean of unseen", "HMDE", 0.8]
+    assert "ja: HMDE 0.900" in classification.drawn[0]
+    assert mteb.table[1:] == [["T", "mean", "f1", 0.5], ["T", "de", "f1", 0.5]]
+    assert empty.title == "Classification" and not empty.drawn
+
+
 def test_gaps_and_runs_without_a_step_are_no_problem(tmp_path):
     assert "no finite value" in figures.lines("Loss", "step", [1, 2], {"loss": [None, float("nan")]})
     (tmp_path / "journal.jsonl").write_text('{"event": "start", "step": 0}\n', encoding="utf-8")
