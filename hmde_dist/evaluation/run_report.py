@@ -39,6 +39,7 @@ CURVES = {
     "padding_fraction": ("Padding, %", 100),
     "token_imbalance": ("Imbalance of tokens over ranks, %", 100),
     "data_wait_fraction": ("Time waiting for data, %", 100),
+    "slowest_over_median": ("Slowest rank's work over the median", 1),
     "mfu": ("Model FLOP utilisation, %", 100),
 }
 RETRIEVAL = ("R@1", "R@10", "MRR@10", "nDCG@10")
@@ -179,6 +180,8 @@ def training_sections(records: list[dict]) -> list[Section]:
         text = "On validation documents, which training never saw in any language; mean over all language pairs."
         sections.append(Section("Validation while training", text, rows, drawn))
     steps = by_step([r for r in records if "loss" in r])
+    ranks = {r["step"]: r for r in records if r.get("event") == "ranks"}
+    steps = [{**ranks.get(r["step"], {}), **r} for r in steps]
     if steps:
         names = [name for name in CURVES if name in steps[-1]]
         text = f"{len(steps):,} logged steps"
@@ -199,7 +202,7 @@ def training_sections(records: list[dict]) -> list[Section]:
 def background_sections(run: Path, records: list[dict]) -> list[Section]:
     """What happened to the run, its settings, its machine."""
     sections = []
-    events = Counter(r["event"] for r in records if "event" in r)
+    events = Counter(r["event"] for r in records if r.get("event", "ranks") != "ranks")
     if events:
         last = {r["event"]: r.get("step") for r in records if "event" in r}
         rows = [["event", "times", "last at step"], *([name, times, last[name]] for name, times in events.items())]

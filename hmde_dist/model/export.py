@@ -157,11 +157,11 @@ def save_description(model: HMDEModel, index: ShardIndex, folder: Path) -> None:
     load_tokenizer(index.folder / "tokenizer").save_pretrained(folder)
 
 
-def save_model(model: HMDEModel, tokenizer, out: str | Path, run: Path | None = None) -> None:
-    """Write `model` as a self-contained folder `out` (fp32 safetensors, tokenizer, source files, model card).
+def save_model(model: HMDEModel, tokenizer, out: str | Path, card: str = "") -> None:
+    """Write `model` as a self-contained folder `out` (fp32 safetensors, tokenizer, source files).
 
     Args:
-        run: the run folder that the card tells of.
+        card: its README; "" = one that knows the configuration only.
     """
     with output_folder(out) as folder:
         config = model.config
@@ -177,7 +177,7 @@ def save_model(model: HMDEModel, tokenizer, out: str | Path, run: Path | None = 
         (folder / "config_sentence_transformers.json").write_text(
             json.dumps({"similarity_fn_name": "cosine"}, indent=1) + "\n", encoding="utf-8"
         )
-        (folder / "README.md").write_text(model_card(config, run), encoding="utf-8")
+        (folder / "README.md").write_text(card or model_card(config), encoding="utf-8")
 
 
 def load_model(folder: str | Path) -> HMDEModel:

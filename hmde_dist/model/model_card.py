@@ -38,8 +38,12 @@ def save_data_facts(indexes: Sequence[ShardIndex], folder: Path) -> None:
         json.dump(facts, file, indent=1, ensure_ascii=False)
 
 
-def model_card(config: HMDEConfig, run: Path | None = None) -> str:
-    """The card in Markdown; without a run folder, or with parts of it missing, it says less."""
+def model_card(config: HMDEConfig, run: Path | None = None, step: int = 0) -> str:
+    """The card in Markdown; without a run folder, or with parts of it missing, it says less.
+
+    Args:
+        step: of the checkpoint; the validation is the last one up to it.
+    """
     data = (
         json.loads((run / "model" / "data.json").read_text("utf-8")) if run and _is(run / "model" / "data.json") else []
     )
@@ -99,7 +103,7 @@ def model_card(config: HMDEConfig, run: Path | None = None) -> str:
     settings = _settings(run) if run else []
     if settings:
         parts += ["## Training settings", _table([["setting", "value"], *settings])]
-    scores = _last_validation(run) if run else {}
+    scores = _validation(run, step) if run else {}
     if scores:
         parts += [
             "## Validation",
@@ -127,17 +131,20 @@ def _settings(run: Path) -> list[list[str]]:
     return [*rows, ["engine.precision", json.dumps(tree["engine"]["precision"])]]
 
 
-def _last_validation(run: Path) -> dict[str, float]:
-    """Step and scores of the last validation in the journal."""
+def _validation(run: Path, step: int) -> dict[str, float]:
+    """Step and scores of the last validation in the journal up to `step`."""
     if not _is(run / "journal.jsonl"):
         return {}
     found = {}
     for line in (run / "journal.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
         if '"event": "validation"' in line:
             try:
-                found = json.loads(line)
+                record = json.loads(line)
             except ValueError:
                 continue  # cut short by a kill
+            # After a kill steps occur twice: the later line counts.
+            if found.get("step", 0) <= record["step"] <= step:
+                found = record
     return {name: value for name, value in found.items() if name not in ("time", "event")}
 
 
