@@ -12,7 +12,12 @@ from hmde_dist.evaluation import figures
 
 def evaluation_sections(report: dict, source: str) -> list[dict]:
     """`title`, `text`, `table` and `drawn` of the sections of one report."""
-    makers = {"retrieval": retrieval_sections, "classification": classification_sections, "mteb": mteb_sections}
+    makers = {
+        "retrieval": retrieval_sections,
+        "classification": classification_sections,
+        "bias": bias_sections,
+        "mteb": mteb_sections,
+    }
     maker = makers.get(report["task"], plain_sections)
     return maker(report, source)
 
@@ -93,6 +98,85 @@ def classification_sections(report: dict, source: str) -> list[dict]:
         accuracies[language] = [s["languages"].get(language, {}).get("accuracy") for s in systems.values()]
     section = _by_language("Classification", text, f"Accuracy, trained on {trained}", accuracies, names)
     return [section | {"table": rows}]
+
+
+def bias_sections(report: dict, source: str) -> list[dict]:
+    """What vectors favour: places in a document, the query's language, lengths."""
+    systems = {name: system for name, system in report.get("systems", {}).items() if isinstance(system, dict)}
+    makers = {"position": _position, "language": _language, "length": _length}
+    sections = []
+    for part, maker in makers.items():
+        found = {name: system[part] for name, system in systems.items() if system.get(part)}
+        if found and (section := maker(found, source)):
+            sections.append(section)
+    return sections or plain_sections(report, source)
+
+
+def _position(systems: dict[str, dict], source: str) -> dict | None:
+    """Slopes over the places of a document, by system, and by language for the first one."""
+    by_language = {name: system.get("languages", {}) for name, system in systems.items()}
+    by_language = {name: found for name, found in by_language.items() if found}
+    if not by_language:
+        return None
+    first = next(iter(by_language.values()))
+    places = len(next(iter(first.values()))["cosine_by_place"])
+    xs = list(range(1, places + 1))
+    means = {}
+    for name, found in by_language.items():
+        cosines = [language["cosine_by_place"] for language in found.values()]
+        means[name] = [sum(column) / len(cosines) for column in zip(*cosines, strict=True)]
+    # More lines than there are colours would not be told apart.
+    shown = dict(sorted(first.items(), key=lambda item: item[1]["slope"])[: figures.COLOURS])
+    drawn = [figures.lines("Cosine with a segment, mean over languages", "place", xs, means)]
+    title = f"{next(iter(by_language))}, by language" + ("" if len(shown) == len(first) else " (the steepest)")
+    drawn.append(figures.lines(title, "place", xs, {name: found["cosine_by_place"] for name, found in shown.items()}))
+    slopes = {language: [found.get(language, {}).get("slope") for found in by_language.values()] for language in first}
+    drawn.append(figures.dots("Slope: change of the cosine per place", slopes, list(by_language)))
+    rows = [["language", "system", *(f"place {x}" for x in xs), "slope", "from", "to", "p", "documents"]]
+    for name, found in by_language.items():
+        for language, numbers in found.items():
+            interval = numbers.get("interval") or (None, None)
+            rest = [numbers["slope"], *interval, numbers.get("p"), numbers.get("documents")]
+            rows.append([language, name, *numbers["cosine_by_place"], *rest])
+        foreign = systems[name].get("foreign", {})
+        for pair, numbers in foreign.items():
+            interval = numbers.get("interval") or (None, None)
+            rest = [numbers["difference"], *interval, numbers.get("p"), numbers.get("documents")]
+            rows.append([f"foreign segment {pair}", name, *[None] * places, *rest])
+    text = (
+        f"{source}: documents of {places} segments of other documents, each segment once at every place; a model that does "
+        "not care has no slope. Rows of foreign segments say what the cosine loses where a segment is in another language."
+    )
+    return {"title": "Position bias", "text": text, "table": rows, "drawn": drawn}
+
+
+def _language(systems: dict[str, dict], source: str) -> dict:
+    """How much the nearest of a pool of all languages are of the query's own."""
+    names = list(systems)
+    languages = sorted({language for system in systems.values() for language in system.get("languages", {})})
+    rows = {
+        language: [s.get("languages", {}).get(language, {}).get("same_language") for s in systems.values()]
+        for language in languages
+    }
+    text = (
+        f"{source}: share of the query's language among the nearest in a pool of all languages, beyond chance; 0: none, "
+        "1: only its own, negative: it is avoided."
+    )
+    section = _by_language("Language bias", text, "Own language, beyond chance", rows, names)
+    macros = {key for system in systems.values() for key in system.get("macro", {})}
+    for key in sorted(macros):
+        section["table"].append([f"all: {key}", *(system.get("macro", {}).get(key) for system in systems.values())])
+    return section
+
+
+def _length(systems: dict[str, dict], source: str) -> dict:
+    """Retrieval by queries that are cut short or buried."""
+    names = list(systems)
+    stresses = list(dict.fromkeys(stress for system in systems.values() for stress in system))
+    rows = {s: [system.get(s, {}).get("macro", {}).get("R@1") for system in systems.values()] for s in stresses}
+    text = f"{source}: R@1 of queries that are cut short, or stand before or after other documents in one."
+    table = [["query", *names], *([stress, *values] for stress, values in rows.items())]
+    return {"title": "Length", "text": text, "table": table, "drawn": [figures.dots("R@1", rows, names)]}
 
 
 def mteb_sections(report: dict, source: str) -> list[dict]:

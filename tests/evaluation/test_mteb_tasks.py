@@ -7,7 +7,6 @@ import pytest
 from hmde_dist.command import InputError
 from hmde_dist.corpus.readers import read_documents
 from hmde_dist.evaluation.mteb_tasks import DOCUMENT_TASKS, encoder, run_tasks
-from hmde_dist.model.export import load_model
 
 mteb = pytest.importorskip("mteb", reason='mteb is not installed: pip install -e ".[mteb]"')
 
@@ -23,11 +22,6 @@ def write_dataset(folder, configurations):
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             lines += [f"  - split: {split}", f"    path: {path.name}"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def model(trained_run):
-    return load_model(trained_run / "export")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +52,7 @@ def caches(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def test_tasks_run_from_folders_and_sentence_transformers_gives_the_same(model, data, trained_run):
+def test_tasks_run_from_folders_and_sentence_transformers_gives_the_same(model, data, model_folder):
     retrieval = run_tasks(model, ["MultiLongDocRetrieval"], ["rus", "ara"], data)["tasks"]["MultiLongDocRetrieval"]
     report = run_tasks(model, ["MasakhaNEWSClassification"], ["eng"], data)
     classification = report["tasks"]["MasakhaNEWSClassification"]
@@ -70,9 +64,20 @@ def test_tasks_run_from_folders_and_sentence_transformers_gives_the_same(model, 
     task = mteb.get_task("MultiLongDocRetrieval", languages=["rus"])
     task.metadata = task.metadata.model_copy(deep=True)
     task.metadata.dataset["path"] = str(data / "mteb" / "MultiLongDocRetrieval")
-    other = SentenceTransformer(str(trained_run / "export"), trust_remote_code=True)
+    other = SentenceTransformer(str(model_folder), trust_remote_code=True)
     (result,) = mteb.evaluate(other, task, cache=None, co2_tracker=False).task_results
     assert result.scores["test"][0]["main_score"] == pytest.approx(retrieval["subsets"]["ru"])
+
+
+def test_the_command_prints_what_it_reports(evaluate, model_folder, data, tmp_path):
+    command = ("mteb", "--model", model_folder, "--tasks", "MultiLongDocRetrieval", "--languages", "rus,ara")
+    job = evaluate(*command, "--data", data, "--out", tmp_path / "report.json")
+    assert job.code == 0, job.output
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    task = report["tasks"]["MultiLongDocRetrieval"]
+    assert report["task"] == "mteb" and report["mteb"] == mteb.__version__
+    assert f"MultiLongDocRetrieval: ndcg_at_10 {task['score']:.4f}, mean over 2 subsets (test)" in job.output
+    assert f"ru {task['subsets']['ru']:.4f}" in job.output
 
 
 def test_the_wrapper_gives_the_vectors_of_the_model(model):

@@ -155,6 +155,34 @@ def test_classification_and_mteb_have_their_own_sections(run):
     assert empty.title == "Classification" and not empty.drawn
 
 
+def test_bias_is_drawn_by_place_language_and_length(run):
+    def system(slope):
+        place = {
+            "cosine_by_place": [0.9, 0.9 + slope, 0.9 + 2 * slope],
+            "slope": slope,
+            "interval": [-1.0, 1.0],
+            "p": 0.2,
+        }
+        return {
+            "position": {
+                "languages": {"de": place | {"documents": 8}, "ja": place | {"documents": 4}},
+                "foreign": {"de-ja": {"difference": -0.1, "interval": [-0.2, 0.0], "p": 0.5, "documents": 3}},
+            },
+            "language": {"languages": {"de": {"same_language": 0.25}}, "macro": {"gap": 0.125}},
+            "length": {"whole": {"macro": {"R@1": 0.5}}, "first 1 sentences": {"macro": {"R@1": 0.25}}},
+        }
+
+    report = {"task": "bias", "systems": {"HMDE": system(-0.1), "untrained": system(0.2)}}
+    (run / "bias.json").write_text(json.dumps(report), encoding="utf-8")
+    position, language, length = write_report(run, find_reports(run), run / "report")[:3]
+    assert (position.title, language.title, length.title) == ("Position bias", "Language bias", "Length")
+    assert position.table[1] == ["de", "HMDE", 0.9, 0.8, 0.7, -0.1, -1.0, 1.0, 0.2, 8]
+    assert position.table[3] == ["foreign segment de-ja", "HMDE", None, None, None, -0.1, -0.2, 0.0, 0.5, 3]
+    assert len(position.drawn) == 3 and "place 3: HMDE 0.700, untrained 1.3" in position.drawn[0]
+    assert language.table == [["language", "HMDE", "untrained"], ["de", 0.25, 0.25], ["all: gap", 0.125, 0.125]]
+    assert length.table[2] == ["first 1 sentences", 0.25, 0.25]
+
+
 def test_gaps_and_runs_without_a_step_are_no_problem(tmp_path):
     assert "no finite value" in figures.lines("Loss", "step", [1, 2], {"loss": [None, float("nan")]})
     (tmp_path / "journal.jsonl").write_text('{"event": "start", "step": 0}\n', encoding="utf-8")

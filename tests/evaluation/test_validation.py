@@ -17,7 +17,6 @@ from hmde_dist.evaluation.retrieval import Candidates, cosine_scorer, language_p
 from hmde_dist.evaluation.run_report import read_journal
 from hmde_dist.evaluation.validation import best_so_far, validate
 from hmde_dist.model.export import load_model
-from hmde_dist.recipe import load_recipe
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.topology import World
 from hmde_dist.train import export_run
@@ -44,10 +43,8 @@ def validation(shards):
     return ShardIndex.open(shards("mds", "validation"))
 
 
-def test_the_numbers_are_those_of_the_evaluation(trained_run, validation, documents_folder):
-    model = load_model(trained_run / "export")
-    sentences = load_recipe(trained_run / "config.yaml").data.sentences
-    found = validate(TrainedModule(model, 20.0, False), validation, sentences, ALONE)
+def test_the_numbers_are_those_of_the_evaluation(model, validation, documents_folder):
+    found = validate(TrainedModule(model, 20.0, False), validation, model.config.max_sentences, ALONE)
     documents = list(read_documents([documents_folder / "validation.jsonl.gz"]))
     vectors = np.stack(list(encode_documents(model.eval(), documents)))
     candidates = Candidates([d.id for d in documents], [d.lang for d in documents])
@@ -118,10 +115,8 @@ def test_the_best_checkpoint_stays_through_resuming_and_can_be_exported(tmp_path
     export_run(run, tmp_path / "best", best=True)
     card = (tmp_path / "best" / "README.md").read_text(encoding="utf-8")
     assert f"After step {best}," in card and f"| R@1 | {scores[best]['R@1']:.3f} |" in card
-    model = load_model(tmp_path / "best")
     weights, _ = load_weights(run, best)
-    name = "encoder.upper.dcls"
-    assert torch.equal(model.upper.dcls, weights[name])
+    assert torch.equal(load_model(tmp_path / "best").upper.dcls, weights["encoder.upper.dcls"])
     # TensorBoard's projector shows the documents as they were in the end.
     projected = run / "tensorboard" / "00006" / "validation"
     labels = (projected / "metadata.tsv").read_text(encoding="utf-8").splitlines()
