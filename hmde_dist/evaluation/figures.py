@@ -152,7 +152,7 @@ def dots(title: str, rows: dict[str, Sequence[float | None]], names: Sequence[st
     step, height = 20, 20 * len(rows) + TOP + BOTTOM
 
     def at(value: float) -> float:
-        return left + (WIDTH - left - 14) * (value - scale[0]) / (scale[-1] - scale[0])
+        return left + (WIDTH - left - 26) * (value - scale[0]) / (scale[-1] - scale[0])
 
     parts = []
     for tick in scale:

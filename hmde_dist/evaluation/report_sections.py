@@ -126,7 +126,7 @@ def _position(systems: dict[str, dict], source: str) -> dict | None:
         cosines = [language["cosine_by_place"] for language in found.values()]
         means[name] = [sum(column) / len(cosines) for column in zip(*cosines, strict=True)]
     # More lines than there are colours would not be told apart.
-    shown = dict(sorted(first.items(), key=lambda item: item[1]["slope"])[: figures.COLOURS])
+    shown = dict(sorted(first.items(), key=lambda item: -abs(item[1]["slope"]))[: figures.COLOURS])
     drawn = [figures.lines("Cosine with a segment, mean over languages", "place", xs, means)]
     title = f"{next(iter(by_language))}, by language" + ("" if len(shown) == len(first) else " (the steepest)")
     drawn.append(figures.lines(title, "place", xs, {name: found["cosine_by_place"] for name, found in shown.items()}))
