@@ -70,13 +70,13 @@ def run_tasks(
     wrapped = encoder(model, batch_size)
     report: dict = {"mteb": mteb.__version__, "tasks": {}}
     for task in tasks:
-        if data is not None:
-            try:
-                task.load_data()
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    f"{task.metadata.dataset['path']}: not the data of {task.metadata.name} ({error})"
-                ) from None
+        try:
+            task.load_data()
+        except (OSError, ValueError) as error:
+            way_out = "copy it to a folder and name that by --data" if data is None else "copy it again"
+            raise InputError(
+                f"{task.metadata.dataset['path']}: not the data of {task.metadata.name} ({error}); {way_out}"
+            ) from None
         # Without mteb's cache: it knows models by name, and every export is another one.
         result = mteb.evaluate(wrapped, task, cache=None, co2_tracker=False)
         (result,) = result.task_results

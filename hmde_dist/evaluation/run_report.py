@@ -231,10 +231,10 @@ def headline(run: Path, records: list[dict], reports: Sequence[dict]) -> dict[st
     for report in reports:
         if report["task"] == "retrieval" and report.get("systems"):
             first = next(iter(report["systems"].values()))
-            facts |= {f"{name} on test documents": first.get("macro", {}).get(name) for name in ("R@1",)}
+            facts["R@1 on test documents"] = first.get("macro", {}).get("R@1")
     if minutes := minutes_of(records):
         facts["minutes"] = minutes
-    return {name: value for name, value in facts.items() if value is not None}
+    return {name: value for name, value in facts.items() if value is not None and math.isfinite(value)}
 
 
 def minutes_of(records: Sequence[dict]) -> float | None:

@@ -103,3 +103,8 @@ def test_the_tasks_for_documents_exist():
 def test_what_is_not_there_is_named(task, language, message, model, data):
     with pytest.raises(InputError, match=message):
         run_tasks(model, [task], [language], data)
+
+
+def test_without_a_folder_and_without_network_the_way_out_is_named(model):
+    with pytest.raises(InputError, match=r"SwissJudgementClassification.*--data"):
+        run_tasks(model, ["SwissJudgementClassification"], ["deu"])

@@ -188,10 +188,10 @@ def test_gaps_and_runs_without_a_step_are_no_problem(tmp_path):
     (tmp_path / "journal.jsonl").write_text('{"event": "start", "step": 0}\n', encoding="utf-8")
     sections = write_report(tmp_path, [], tmp_path / "report")
     assert [section.title for section in sections] == ["Events"]
-    (tmp_path / "journal.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.0}\n', encoding="utf-8")
+    (tmp_path / "journal.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": NaN}\n', encoding="utf-8")
     write_report(tmp_path, [], tmp_path / "report")
     table = json.loads((tmp_path / "report" / "report.json").read_text())["sections"][0]["table"]
-    assert table == [["step", "loss"], [1, None], [2, 1.0]]
+    assert table == [["step", "loss"], [1, 1.0], [2, None]]
 
 
 def test_wrong_input_is_named(tmp_path):
