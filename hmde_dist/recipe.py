@@ -195,6 +195,11 @@ class RunSection(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Count = Field(10, description="steps")
     validate_every: Annotated[int, Field(ge=0)] = Field(0, description="steps; 0 = only at the end")
+    best_metric: Literal["R@1", "R@10", "MRR@10", "nDCG@10"] | None = Field(
+        None,
+        description="of validation: where it is highest so far a checkpoint is made, and kept until a better one is there; "
+        "tools/export.py --best takes it",
+    )
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(0, description="steps; 0 = only at the end")
     keep_checkpoints: Count = Field(2, description="newest checkpoints that are kept")
     keep_every_hours: Annotated[float, Field(gt=0)] | None = Field(
@@ -237,6 +242,8 @@ class Recipe(Section):
             problems.append(
                 "engine.compile does not go with engine.zero_stage=3, which fetches parameters by Python hooks"
             )
+        if self.run.best_metric is not None and self.data.validation is None:
+            problems.append("run.best_metric needs data.validation")
         if self.optimizer.warmup_steps > self.run.steps:
             problems.append("optimizer.warmup_steps is larger than run.steps")
         if problems:

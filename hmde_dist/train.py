@@ -42,9 +42,10 @@ from hmde_dist.engine.self_test import self_test
 from hmde_dist.engine.stopping import Stopping
 from hmde_dist.engine.stragglers import Stragglers
 from hmde_dist.engine.training_state import discard_gradients, gradient_norm
-from hmde_dist.evaluation.validation import validate
+from hmde_dist.evaluation.validation import best_so_far, validate
 from hmde_dist.model.configuration_hmde import HMDEConfig
 from hmde_dist.model.export import build_model, save_description, save_model
+from hmde_dist.model.model_card import model_card, save_data_facts
 from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.objectives.document_contrast import document_contrast
 from hmde_dist.preflight import check_validation, check_world, check_writable, open_mixture, open_shards, print_plan
@@ -109,6 +110,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
         "documents": 0,
         "tokens": 0,
         "validated": 0,
+        "best": {"step": 0},
         "guard": guard.state_dict(),
     }
     guard.load_state_dict(state["guard"])
@@ -118,6 +120,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
     journal.event("self_test", **tested)
     if world.is_first:
         save_description(encoder, index, run.folder / "model")
+        save_data_facts(mixture.indexes, run.folder / "model")
     meter, stragglers = Meter(world.device), Stragglers(engine.module, world)
     saver = Saver(engine, run, identity, world, journal.event, watch.beat)
     saver.newest = restored and state["step"]
@@ -158,10 +161,14 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
 
     def validate_now() -> None:
         with meter.aside():
-            scores = validate(engine, validation, data.sentences, world, interrupted)
-        if scores is not None:
-            state["validated"] = state["step"]
-            journal.validation(state["step"], scores)
+            found = validate(engine, validation, data.sentences, world, interrupted)
+        if found is None:
+            return
+        step = state["validated"] = state["step"]
+        state["best"] = best_so_far(state["best"], run.best_metric, step, found.scores)
+        journal.validation(step, found.scores)
+        if step == run.steps:
+            journal.projector(step, found.vectors, ("id", "language", "category"), found.labels)
 
     # ---- the loop ------------------------------------------------------------------------------------------------
     stream = open_stream()
@@ -222,7 +229,8 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
         saver.advance()
         stopped, last = stopping.requested(), step == run.steps
         unfreezing = frozen and not last and not recipe.model.lower.frozen_at(step)
-        if stopped or last or unfreezing or (applied and run.checkpoint_every and step % run.checkpoint_every == 0):
+        due = (run.checkpoint_every and step % run.checkpoint_every == 0) or step == state["best"]["step"]
+        if stopped or last or unfreezing or (applied and due):
             with meter.aside():
                 saver.begin(state | {"guard": guard.state_dict(), "stream": mixture.state(state["batch"])})
                 if (stopped or last or unfreezing) and not saver.finish():
@@ -264,17 +272,24 @@ def next_batch(stream: Iterator[RankBatch], world: topology.World) -> RankBatch:
     return batch
 
 
-def export_run(run: Path, out: Path) -> Path:
-    """Export the newest checkpoint of the run folder `run` as a self-contained model folder `out`."""
+def export_run(run: Path, out: Path, best: bool = False) -> Path:
+    """Export a checkpoint of the run folder `run`, the newest or the best one, as a self-contained model folder `out`."""
     recipe = load_recipe(run / "config.yaml")
-    weights, _ = checkpoint.load_weights(run)
+    weights, state = checkpoint.load_weights(run)
+    if best:
+        step = state["best"]["step"]
+        if not step:
+            raise InputError(
+                f"{run}: no validation has chosen a best checkpoint; train with run.best_metric, such as R@1"
+            )
+        weights, state = checkpoint.load_weights(run, step)
     encoder = HMDEModel(HMDEConfig.from_pretrained(run / "model"))
     module = TrainedModule(encoder, recipe.objective.scale, recipe.objective.trainable_scale)
     # A name that is missing belongs to a tensor that has another name, too.
     missing, unexpected = module.load_state_dict(weights, strict=False)
     assert not unexpected and not {name for name, _ in module.named_parameters()} & set(missing), (missing, unexpected)
     encoder.config.scale = float(module.scale().detach())
-    save_model(encoder, load_tokenizer(run / "model"), out)
+    save_model(encoder, load_tokenizer(run / "model"), out, model_card(encoder.config, run, state["step"]))
     return out
 
 

@@ -156,4 +156,6 @@ def test_the_demo_runs_on_given_documents(small_corpus, tmp_path):
     assert job.code == 0, job.output
     assert "macro average over 30 language pairs" in job.output
     assert f"tensorboard --logdir {tmp_path}/demo/run/tensorboard" in job.output
+    assert f"report: {tmp_path}/demo/report/report.html" in job.output
+    assert "R@1 of every pair" in (tmp_path / "demo" / "report" / "report.html").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "demo" / "report.json").read_text())["systems"]["HMDE"]["macro"]["queries"] == 90

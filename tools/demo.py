@@ -1,4 +1,4 @@
-"""The whole way once: documents -> tokenizer -> shards -> training -> export -> retrieval table. `make demo` runs it."""
+"""The whole way once: documents -> tokenizer -> shards -> training -> export -> retrieval table -> report. `make demo` runs it."""
 
 import os
 import shlex
@@ -61,6 +61,7 @@ def main() -> None:
     run(
         f"python tools/evaluate.py retrieval --model {out}/model --documents {test} --baselines --out {out}/report.json"
     )
+    run(f"python tools/report.py {out}/run --reports {out}/report.json --out {out}/report")
     print(f"TensorBoard: tensorboard --logdir {out}/run/tensorboard")
 
 

@@ -14,6 +14,7 @@ from hmde_dist.evaluation.classification import classify, linear_head
 from hmde_dist.evaluation.collection import open_collection
 from hmde_dist.evaluation.fine_tuning import Settings, fine_tuned
 from hmde_dist.evaluation.labelled import read_labelled, read_mldoc
+from hmde_dist.evaluation.mteb_tasks import DOCUMENT_TASKS, run_tasks
 from hmde_dist.evaluation.ranking import MEASURES, TESTED, evaluate_collection
 from hmde_dist.evaluation.retrieval import METRICS, evaluate_groups
 from hmde_dist.model.export import load_model
@@ -28,6 +29,7 @@ def main() -> None:
     add_retrieval(tasks)
     add_classification(tasks)
     add_bias(tasks)
+    add_mteb(tasks)
     args = parser.parse_args()
 
     if not args.out.absolute().parent.is_dir():
@@ -44,7 +46,9 @@ def main() -> None:
     print(f"written to {args.out}")
 
 
-def add_task(tasks, name: str, evaluate, show, help: str, example: str) -> argparse.ArgumentParser:
+def add_task(
+    tasks, name: str, evaluate, show, help: str, example: str, compared: bool = True
+) -> argparse.ArgumentParser:
     """A subcommand: `evaluate(args)` gives its report, `show(report)` prints it."""
     task = tasks.add_parser(
         name,
@@ -55,15 +59,16 @@ def add_task(tasks, name: str, evaluate, show, help: str, example: str) -> argpa
     )
     task.set_defaults(evaluate=evaluate, show=show)
     task.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="an exported model")
-    task.add_argument("--baselines", action="store_true", help="also what the model must beat")
-    task.add_argument(
-        "--beside-models",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="other exports or sentence-transformers",
-    )
+    if compared:
+        task.add_argument("--baselines", action="store_true", help="also what the model must beat")
+        task.add_argument(
+            "--beside-models",
+            type=Path,
+            nargs="+",
+            default=[],
+            metavar="DIR",
+            help="other exports or sentence-transformers",
+        )
     task.add_argument("--out", type=Path, default=Path("report.json"), help="report to write (%(default)s)")
     return task
 
@@ -298,6 +303,47 @@ def show_bias(report: dict) -> None:
             f"between the languages of the answer {pool['gap']:.3f}; same language {pool['same_language']:+.3f}"
         )
         print_table({stress: found["macro"] for stress, found in length.items()}, METRICS, "queries")
+
+
+# ---- mteb --------------------------------------------------------------------------------------------------------
+
+
+def add_mteb(tasks) -> None:
+    task = add_task(
+        tasks,
+        "mteb",
+        evaluate_mteb,
+        show_mteb,
+        "tasks of MTEB (needs the extra: pip install -e '.[mteb]')",
+        "--tasks documents --data build/mteb",
+        compared=False,
+    )
+    task.add_argument(
+        "--tasks",
+        default="documents",
+        help=f"comma-separated names, or documents (the default): {', '.join(DOCUMENT_TASKS)}",
+    )
+    task.add_argument("--languages", metavar="CODES", help="comma-separated, as mteb has them: deu,eng (default: all)")
+    task.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="holds the datasets by their names on the hub, such as FOLDER/mteb/masakhanews (default: fetched by mteb)",
+    )
+
+
+def evaluate_mteb(args) -> dict:
+    names = DOCUMENT_TASKS if args.tasks == "documents" else args.tasks.split(",")
+    languages = args.languages.split(",") if args.languages else None
+    return run_tasks(load_model(args.model), names, languages, args.data)
+
+
+def show_mteb(report: dict) -> None:
+    for name, task in report["tasks"].items():
+        print(
+            f"{name}: {task['metric']} {task['score']:.4f}, mean over {len(task['subsets'])} subsets ({task['split']})"
+        )
+        print("  " + "  ".join(f"{subset} {score:.4f}" for subset, score in task["subsets"].items()))
 
 
 def print_table(rows: dict[str, dict[str, float]], columns, corner: str = "") -> None:

@@ -269,14 +269,14 @@ class Pieces:
         return self._files[file].get_tensor(key)
 
 
-def load_weights(run: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Weights, buffers and state of the newest whole checkpoint of a run folder.
+def load_weights(run: Path, only: int | None = None) -> tuple[dict[str, torch.Tensor], dict]:
+    """Weights, buffers and state of the newest whole checkpoint of a run folder, or of step `only`.
 
     Raises:
         InputError: there is none.
     """
     folder, problem = run / "checkpoints", ""
-    for step in reversed(steps_in(folder)):
+    for step in reversed(steps_in(folder) if only is None else [only]):
         try:
             manifest = read_manifest(folder / f"{tag_of(step)}.json")
             for name, expected in manifest["files"].items():

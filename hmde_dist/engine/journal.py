@@ -7,8 +7,10 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
@@ -96,6 +98,13 @@ class Journal:
         print(
             f"step {step}: validation " + "  ".join(f"{key} {value:.3f}" for key, value in scores.items()), flush=True
         )
+
+    def projector(self, step: int, vectors: np.ndarray, names: Sequence[str], labels: Sequence[Sequence[str]]) -> None:
+        """Labelled vectors [n, W] for TensorBoard's projector; `names` of what each of the labels says."""
+        if self.world.is_first:
+            # A tab or line break would end a label in the file.
+            rows = [[" ".join(label.split()) or "-" for label in row] for row in labels]
+            self.board.add_embedding(vectors, rows, global_step=step, tag="validation", metadata_header=list(names))
 
     def close(self) -> None:
         if self.world.is_first:

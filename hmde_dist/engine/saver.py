@@ -213,8 +213,10 @@ class Saver:
         self._partial.rename(self.folder / tag)
         checkpoint.write_manifest(self.folder / f"{tag}.json", save.manifest | {"files": save.files})
         sync_folder(self.folder)
+        best = save.manifest["state"].get("best", {}).get("step")
         for step in checkpoint.outdated(self.folder, self.run.keep_checkpoints, self.run.keep_every_hours):
-            checkpoint.remove(self.folder, step)
+            if step != best:
+                checkpoint.remove(self.folder, step)
 
 
 def sync_folder(path: Path) -> None:

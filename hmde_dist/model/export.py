@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel
 from hmde_dist.command import InputError, output_folder
 from hmde_dist.corpus.tokenizer import load_tokenizer
 from hmde_dist.model.configuration_hmde import HMDEConfig
+from hmde_dist.model.model_card import model_card
 from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.recipe import ModelSection
 from hmde_dist.stream.index import ShardIndex
@@ -156,8 +157,12 @@ def save_description(model: HMDEModel, index: ShardIndex, folder: Path) -> None:
     load_tokenizer(index.folder / "tokenizer").save_pretrained(folder)
 
 
-def save_model(model: HMDEModel, tokenizer, out: str | Path) -> None:
-    """Write `model` as a self-contained folder `out` (fp32 safetensors, tokenizer, source files, model card)."""
+def save_model(model: HMDEModel, tokenizer, out: str | Path, card: str = "") -> None:
+    """Write `model` as a self-contained folder `out` (fp32 safetensors, tokenizer, source files).
+
+    Args:
+        card: its README; "" = one that knows the configuration only.
+    """
     with output_folder(out) as folder:
         config = model.config
         config.auto_map = {"AutoConfig": "configuration_hmde.HMDEConfig", "AutoModel": "modeling_hmde.HMDEModel"}
@@ -172,7 +177,7 @@ def save_model(model: HMDEModel, tokenizer, out: str | Path) -> None:
         (folder / "config_sentence_transformers.json").write_text(
             json.dumps({"similarity_fn_name": "cosine"}, indent=1) + "\n", encoding="utf-8"
         )
-        (folder / "README.md").write_text(_model_card(config), encoding="utf-8")
+        (folder / "README.md").write_text(card or model_card(config), encoding="utf-8")
 
 
 def load_model(folder: str | Path) -> HMDEModel:
@@ -190,22 +195,3 @@ def load_model(folder: str | Path) -> HMDEModel:
         raise InputError(f"{folder}: a model of type {config.model_type}, expected one exported by tools/export.py")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return HMDEModel.from_pretrained(folder).eval().to(device)
-
-
-def _model_card(config: HMDEConfig) -> str:
-    return f"""---
-library_name: sentence-transformers
-tags: [feature-extraction, document-embedding, multilingual]
----
-# A hierarchical multilingual document encoder
-
-Sentence encoder: {config.lower["model_type"]}, {config.lower.get("num_hidden_layers")} layers, width {config.hidden_size}.
-Document encoder: {config.upper_layers} layers over up to {config.max_sentences} sentences of {config.sentence_tokens} tokens.
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("PATH", trust_remote_code=True)
-vectors = model.encode(["A document of several sentences. ...", "Ein Dokument. ..."])
-```
-"""
