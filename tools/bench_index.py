@@ -7,11 +7,11 @@ run: builds an index of them with tools/build_index.py, searches it with the que
 and search are processes of their own; their memory is the peak of what was resident, mapped files included.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,9 @@ def generate(count: int, width: int, latent: int, queries: int, out: Path) -> No
             with VectorFile(folder / f"vectors-{number:05d}.npy", width, "fp16") as file:
                 file.append(vectors)
             lines = [
-                json.dumps({"id": f"made:{row // versions}", "lang": LANGUAGES[row % versions], "title": f"Document {row}"})
+                json.dumps(
+                    {"id": f"made:{row // versions}", "lang": LANGUAGES[row % versions], "title": f"Document {row}"}
+                )
                 for row in range(first, first + rows)
             ]
             (part / "documents.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -155,11 +157,10 @@ def search(vectors: Path, out: Path) -> dict:
         began = time.perf_counter()
         index.results(query[None], NEIGHBOURS)
         singles.append(time.perf_counter() - began)
-    (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return {
         "batch": batch,
         "single": float(np.median(singles)),
-        "peak_mib": int(peak.split()[1]) // 1024,
+        "peak_mib": peak_mib("self"),
         "found": found.tolist(),
     }
 
@@ -198,20 +199,18 @@ def report(args) -> None:
 def watch(job: subprocess.Popen) -> int:
     """Peak resident MiB of a process, from the kernel's own mark; waits for its end."""
     peak = 0
-    for peak in peaks(job):
-        pass
+    while job.poll() is None:
+        with contextlib.suppress(OSError, ValueError):  # it ends meanwhile
+            peak = peak_mib(job.pid)
+        time.sleep(0.1)
     if job.returncode:
         sys.exit(job.returncode)
     return peak
 
 
-def peaks(job: subprocess.Popen) -> Iterator[int]:
-    while job.poll() is None:
-        text = Path(f"/proc/{job.pid}/status").read_text() if Path(f"/proc/{job.pid}").exists() else ""
-        for line in text.splitlines():
-            if line.startswith("VmHWM"):
-                yield int(line.split()[1]) // 1024
-        time.sleep(0.1)
+def peak_mib(process: int | str) -> int:
+    (line,) = [x for x in Path(f"/proc/{process}/status").read_text().splitlines() if x.startswith("VmHWM")]
+    return int(line.split()[1]) // 1024
 
 
 if __name__ == "__main__":

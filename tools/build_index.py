@@ -16,11 +16,15 @@ def main() -> None:
     parser.add_argument("--vectors", type=Path, required=True, metavar="VECTORS_DIR", help="from tools/encode.py")
     parser.add_argument("--out", type=Path, required=True, metavar="INDEX_DIR", help="folder to create")
     parser.add_argument(
-        "--factory", help="a FAISS factory string: Flat, IVF1024,Flat, IVF4096,PQ64, HNSW32 ... (chosen by number and memory)"
+        "--factory",
+        help="a FAISS factory string: Flat, IVF1024,Flat, IVF4096,PQ64, HNSW32 ... (chosen by number and memory)",
     )
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument(
-        "--memory-gib", type=float, default=4, help="memory to build and search in (%(default)s); half of it for the index"
+        "--memory-gib",
+        type=float,
+        default=4,
+        help="memory to build and search in (%(default)s); half of it for the index",
     )
     steps.add_arguments(parser, STEPS, threads=True)
     args = parser.parse_args()

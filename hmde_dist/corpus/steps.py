@@ -182,7 +182,9 @@ class Build:
     def _do(self, step: str, function: Callable, tasks: Sequence[tuple], missing: list[int]) -> None:
         jobs = [(function, self.folder(step, number), tasks[number]) for number in missing]
         workers = min(self.workers, len(jobs))
-        with progress(total=len(tasks), initial=len(tasks) - len(jobs), desc=step, unit="task", disable=self.quiet) as bar:
+        with progress(
+            total=len(tasks), initial=len(tasks) - len(jobs), desc=step, unit="task", disable=self.quiet
+        ) as bar:
             if workers <= 1:
                 for job in jobs:
                     _perform(*job)

@@ -72,7 +72,9 @@ def encode_windows(
     documents, limit = iter(documents), model.config.max_sentences
     with progress(desc="encode", unit="document", leave=False, disable=quiet) as bar:
         while window := list(islice(documents, WINDOW)):
-            pieces = model.sentence_tokenizer().encode(list(d.sentences) or split_sentences(d.text, d.lang) for d in window)
+            pieces = model.sentence_tokenizer().encode(
+                list(d.sentences) or split_sentences(d.text, d.lang) for d in window
+            )
             sentences = np.array([len(p) for p in pieces])
             kept = np.minimum(sentences, limit)
             counts = kept if output in SENTENCE_OUTPUTS else np.ones_like(kept)
@@ -116,17 +118,18 @@ def _rows(result, output: str, sentences: np.ndarray) -> torch.Tensor:
     return total / counts.clamp(min=1)[:, None]
 
 
-def model_identity(folder: str | Path) -> dict:
+@functools.cache
+def model_identity(folder: Path) -> dict:
     """Name and SHA-256 of an exported model: vectors of one model say nothing to another.
 
     Raises:
         InputError: no exported model.
     """
-    path = Path(folder) / "model.safetensors"
+    path = folder / "model.safetensors"
     if not path.is_file():
         raise InputError(f"{folder}: no exported model (no model.safetensors); make one with tools/export.py")
     with open(path, "rb") as file:
-        return {"name": Path(folder).resolve().name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"name": folder.resolve().name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def encode_to_folder(
@@ -264,7 +267,9 @@ def _encode(folder: Path, block: Path, model_folder: Path, output: str, precisio
 
 def _check_finite(rows: np.ndarray, encoded: Encoded, precision: str) -> None:
     # An infinite or undefined vector would spoil every search without a word.
-    wrong = ~(np.abs(rows) <= (np.finfo(np.float16).max if precision == "fp16" else np.finfo(np.float32).max)).all(axis=1)
+    wrong = ~(np.abs(rows) <= (np.finfo(np.float16).max if precision == "fp16" else np.finfo(np.float32).max)).all(
+        axis=1
+    )
     if wrong.any():
         owner = np.repeat(np.arange(len(encoded.counts)), encoded.counts)[np.argmax(wrong)]
         document = encoded.documents[owner]

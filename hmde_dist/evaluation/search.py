@@ -102,9 +102,7 @@ class DocumentIndex:
             effort *= 2
         yield most
 
-    def search(
-        self, queries: np.ndarray, k: int, languages: Sequence[str] = ()
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int, languages: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
         """The `k` nearest documents of each query vector: scores [Q, k] and numbers [Q, k], -1 where there are no more.
 
         Args:
