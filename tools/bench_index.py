@@ -19,8 +19,7 @@ import numpy as np
 from hmde_dist.benchmark import machine, markdown
 from hmde_dist.command import InputError, argument_parser, output_folder, positive, progress, run_command
 from hmde_dist.evaluation.encode import SHARD_DOCUMENTS
-from hmde_dist.evaluation.index import NEIGHBOURS
-from hmde_dist.evaluation.search import DocumentIndex, merge_top
+from hmde_dist.evaluation.search import NEIGHBOURS, DocumentIndex, merge_top
 from hmde_dist.evaluation.vectors import VectorFile, Vectors, write_facts
 
 LANGUAGES = ("de", "en", "fr", "ja")

@@ -26,7 +26,7 @@ import numpy as np
 
 from hmde_dist.command import InputError, progress
 from hmde_dist.corpus.steps import Build, file_facts
-from hmde_dist.evaluation.search import DocumentIndex, chatter_to_stderr, is_exact, merge_top, read_index
+from hmde_dist.evaluation.search import NEIGHBOURS, DocumentIndex, chatter_to_stderr, is_exact, merge_top, read_index
 from hmde_dist.evaluation.vectors import FACTS, Vectors, link
 
 STEPS = {"train": False, "add": True, "finish": False}
@@ -34,7 +34,6 @@ SAMPLE_PER_LIST = 64  # vectors that a centroid is trained from
 SAMPLE = 1 << 16  # at least, for codes and rotations
 PART_ROWS = 1 << 20
 QUERIES = 200  # vectors that recall is measured with
-NEIGHBOURS = 10
 RECALL = 0.95  # that the search effort is chosen for
 RERANK = 16  # candidates, for each result, whose exact scores are computed
 SMALL = 100_000  # documents that exact search is fast for

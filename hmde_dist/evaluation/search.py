@@ -17,6 +17,8 @@ import numpy as np
 from hmde_dist.command import InputError
 from hmde_dist.evaluation.vectors import Facts, Vectors
 
+NEIGHBOURS = 10  # that recall is measured with
+
 
 def merge_top(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
     """The `k` highest of the (scores [Q, k_i], numbers [Q, k_i]) of each part, best first; among equals the lowest number.
@@ -118,7 +120,8 @@ class DocumentIndex:
             )
         queries = np.asarray(queries, dtype=np.float32)
         queries = queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
-        wanted = min(k * self._rerank, len(self.vectors))
+        # For few results as many candidates as for those that recall was measured with.
+        wanted = min((max(k, NEIGHBOURS) if self._rerank > 1 else k) * self._rerank, len(self.vectors))
         parameters = self._parameters(tuple(languages))
         try:
             scores, numbers = self._index.search(queries, wanted, params=parameters)

@@ -52,7 +52,7 @@ FACTORIES = [
     "IVF32,Flat",
     "IVF32,PQ8",
     "IVF32,PQ16x4fs",
-    "OPQ16,IVF32,PQ16x4fs",
+    "PCAR24,IVF32,PQ12x4fs",
     "PCAR24,IVF32,SQ8",
     "HNSW16",
     "PQ16x4fs",
@@ -79,7 +79,7 @@ def test_an_approximate_index_finds_nine_of_ten_with_exact_scores(factory, vecto
         )
 
 
-@pytest.mark.parametrize("factory", ["IVF32,Flat", "IVF32,PQ8", "IVF32,PQ16x4fs", "OPQ16,IVF32,PQ16x4fs"])
+@pytest.mark.parametrize("factory", ["IVF32,Flat", "IVF32,PQ8", "IVF32,PQ16x4fs", "PCAR24,IVF32,PQ12x4fs"])
 def test_parts_merged_on_disk_are_the_index_of_the_whole(factory, vectors, rows, tmp_path, monkeypatch):
     build_index(vectors, factory, "cpu", tmp_path / "whole")
     monkeypatch.setattr(index_module, "PART_ROWS", 700)
@@ -185,7 +185,7 @@ def test_distances_to_centroids_may_be_computed_elsewhere(factory, vectors, rows
 
 
 def test_a_search_can_be_kept_to_languages(vectors, rows, tmp_path):
-    for factory in ("Flat", "IVF32,PQ16x4fs", "OPQ16,IVF32,PQ16x4fs", "HNSW32"):
+    for factory in ("Flat", "IVF32,PQ16x4fs", "PCAR24,IVF32,PQ12x4fs", "HNSW32"):
         build_index(vectors, factory, "cpu", tmp_path / "index")
         index = DocumentIndex(tmp_path / "index")
         index.effort = max(index.efforts())
