@@ -129,6 +129,12 @@ def claimed_rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
+def has_ranks() -> bool:
+    """Whether a launcher started this process as one of several ranks."""
+    complete_environment()
+    return int(os.environ["WORLD_SIZE"]) > 1
+
+
 def first_host(nodelist: str) -> str:
     """The first host of a Slurm node list: `gpu[03-05,9],b1` -> `gpu03`."""
     match = re.match(r"([^\[,]+)(?:\[(\w+)[^\]]*\]([^,\[]*))?", nodelist)

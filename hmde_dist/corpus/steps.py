@@ -52,18 +52,26 @@ class Build:
         workers: processes of this machine.
         only: run tasks of this step only, as one job of many; the steps before it must be whole.
         share: (i, n): of that step, tasks i, i + n, i + 2 n ...
+        quiet: no progress bars and no lines on stdout, because another process shows them.
 
     Attributes:
         complete: `out` was there already, from a build that was stopped in its last moment.
     """
 
     def __init__(
-        self, out: Path, settings: dict, workers: int, only: str | None = None, share: tuple[int, int] = (0, 1)
+        self,
+        out: Path,
+        settings: dict,
+        workers: int,
+        only: str | None = None,
+        share: tuple[int, int] = (0, 1),
+        quiet: bool = False,
     ):
         if only is None and share != (0, 1):
             raise InputError("--share says which tasks of a step: name the step with --step")
         # Resolved: a link or a trailing slash must not part the work from its place.
         self.out, self.workers, self.only, self.share = Path(out).resolve(), workers, only, share
+        self.quiet = quiet
         self.work = self.out.with_name(self.out.name + ".partial")
         self.settings = json.loads(json.dumps(settings))  # as it will be read back
         self.complete = self.resumed = False
@@ -105,8 +113,10 @@ class Build:
 
     def _check_settings(self) -> None:
         path = self.work / "settings.json"
+        # In this order: a job that begins beside this one writes its settings before its first folder.
+        begun = any(entry.is_dir() for entry in self.work.iterdir())
         self.resumed = path.exists()
-        if not self.resumed and any(entry.is_dir() for entry in self.work.iterdir()):
+        if begun and not self.resumed:
             raise InputError(f"{self.work} is not the work of a build: remove it, or name another --out")
         if self.resumed:
             before = json.loads(path.read_text(encoding="utf-8"))
@@ -160,7 +170,7 @@ class Build:
         began = time.monotonic()
         self._do(step, function, tasks, missing)
         records = [json.loads((self.folder(step, number) / "result.json").read_bytes()) for number in mine]
-        if records and self.only in (None, step):
+        if records and self.only in (None, step) and not self.quiet:
             before = f", {len(mine) - len(missing)} done before" if len(missing) < len(mine) else ""
             print(
                 f"step {step}: {len(mine)} task{'s' * (len(mine) != 1)}{before}, {time.monotonic() - began:.1f} s, "
@@ -172,7 +182,9 @@ class Build:
     def _do(self, step: str, function: Callable, tasks: Sequence[tuple], missing: list[int]) -> None:
         jobs = [(function, self.folder(step, number), tasks[number]) for number in missing]
         workers = min(self.workers, len(jobs))
-        with progress(total=len(tasks), initial=len(tasks) - len(jobs), desc=step, unit="task") as bar:
+        with progress(
+            total=len(tasks), initial=len(tasks) - len(jobs), desc=step, unit="task", disable=self.quiet
+        ) as bar:
             if workers <= 1:
                 for job in jobs:
                     _perform(*job)
@@ -207,9 +219,16 @@ def _lock_soon(file, kind: int) -> None:
             time.sleep(0.1)
 
 
-def add_arguments(parser: argparse.ArgumentParser, steps: Iterable[str]) -> None:
-    """Give a command that builds in `steps` the options `--workers`, `--step` and `--share`."""
-    parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (%(default)s)")
+def add_arguments(parser: argparse.ArgumentParser, steps: Iterable[str], threads: bool = False) -> None:
+    """Give a command that builds in `steps` the options `--workers`, `--step` and `--share`.
+
+    Args:
+        threads: the command works in threads of its libraries, not in processes.
+    """
+    if threads:
+        parser.add_argument("--workers", type=positive, help="threads (OMP_NUM_THREADS, else one for each core)")
+    else:
+        parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (%(default)s)")
     parser.add_argument(
         "--step",
         choices=list(steps),

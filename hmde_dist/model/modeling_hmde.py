@@ -30,6 +30,7 @@ class HMDEOutput(ModelOutput):
 
     documents: torch.Tensor | None = None  # [D, W]
     sentences: torch.Tensor | None = None  # [S, W] before the document encoder
+    contextual: torch.Tensor | None = None  # [S, W] the sentences' states behind it
 
 
 class HMDEModel(PreTrainedModel):
@@ -89,8 +90,16 @@ class HMDEModel(PreTrainedModel):
 
     def forward(self, batch: PackedBatch) -> HMDEOutput:
         rows_NW = self.encode_sentences(batch)
-        documents_DW, _ = self.upper(rows_NW, batch.upper_rows, batch.upper_positions, batch.document_rows, batch.upper)
-        return HMDEOutput(documents=documents_DW, sentences=rows_NW[batch.sentence_rows])
+        documents_DW, states_UW = self.upper(
+            rows_NW, batch.upper_rows, batch.upper_positions, batch.document_rows, batch.upper
+        )
+        places_N = torch.empty(len(rows_NW) + 1, dtype=torch.long, device=rows_NW.device)
+        places_N[batch.upper_rows] = torch.arange(len(states_UW), device=rows_NW.device)
+        return HMDEOutput(
+            documents=documents_DW,
+            sentences=rows_NW[batch.sentence_rows],
+            contextual=states_UW[places_N[batch.sentence_rows]],
+        )
 
     def sentence_tokenizer(self) -> SentenceTokenizer:
         """The tokenizer of the folder this model was loaded from, with the sentence length it was trained with."""

@@ -66,7 +66,8 @@ def test_document_encoder_equals_a_masked_transformer_over_padded_documents():
     model = build()
     docs = documents(RAGGED)
     output = run(model, docs)
-    upper, sentences = model.upper, list(output.sentences.split([len(lengths) for _, lengths in docs]))
+    counts = [len(lengths) for _, lengths in docs]
+    upper, sentences, contextual = model.upper, output.sentences.split(counts), output.contextual.split(counts)
     for number, rows in enumerate(sentences):
         x = torch.cat([upper.dcls[None], upper.input_norm(rows)]) + upper.positions.weight[: len(rows) + 1]
         x = torch.cat([x, torch.randn(9 - len(x), 32)])[None]  # padded with noise that the mask must hide
@@ -90,8 +91,9 @@ def test_document_encoder_equals_a_masked_transformer_over_padded_documents():
             )
             x = x + mixed.transpose(0, 1)
             x = x + layer.feed_forward_out(torch.nn.functional.gelu(layer.feed_forward_in(layer.feed_forward_norm(x))))
-        expected = upper.output_norm(x)[0, 0]
-        torch.testing.assert_close(output.documents[number], expected, rtol=1e-5, atol=1e-5)
+        expected = upper.output_norm(x)[0]
+        torch.testing.assert_close(output.documents[number], expected[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(contextual[number], expected[1 : len(rows) + 1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
