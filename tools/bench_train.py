@@ -355,11 +355,12 @@ def measure_memory(args: argparse.Namespace, bench: Bench) -> list[dict[str, int
             f"--memory-plot: batches from data.pairs_per_batch={pairs} on must be doubled twice at least, and "
             f"the shards have {most} groups: lower it to {most // 4} or less"
         )
-    rows = []
+    rows, joined = [], {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    outer = {name: value for name, value in os.environ.items() if name not in joined}
     for size in progress(sizes, desc="memory", unit="batch"):
         command = [sys.executable, __file__, str(args.recipe), *args.overrides, f"data.pairs_per_batch={size}"]
         # Blocks of a MiB go back to the system when they are freed: the peak is what was in use.
-        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": "0"}
+        environment = outer | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": "0"}
         command += ["--memory-step"]
         job = subprocess.run(command, capture_output=True, text=True, env=environment)
         if job.returncode:
@@ -492,4 +493,5 @@ def run(args: argparse.Namespace, bench: Bench) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    # What is wrong for all ranks the first one says for all.
+    run_command(main, patience=3.0 * (topology.claimed_rank() > 0))
