@@ -14,6 +14,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 
+from hmde_dist.benchmark import peak_bytes
 from hmde_dist.command import FAILED, InputError, argument_parser, positive, run_command
 from hmde_dist.objectives.tile_loss import TILE, Ranks, tile_loss
 
@@ -113,20 +114,6 @@ def dense(x, y, groups, scale, ranks: int, tile: int) -> torch.Tensor:
         scores = (scale * rows @ columns.repeat(ranks, 1).T).masked_fill(masked, float("-inf"))
         loss = loss + F.cross_entropy(scores, own)
     return loss
-
-
-def peak_bytes(device: str, reset: bool = False) -> int:
-    """The most that the process has held, since the reset; a reset starts at what it holds now."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated()
-    # Not ru_maxrss: a process inherits it from the one that started it, and it cannot be reset.
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
 
 
 def free_bytes(device: str) -> int:

@@ -1,6 +1,12 @@
 """The meter: what a step cost and how fast it was, from counts that cannot flatter.
 
 Tokens are real ones, padding is counted apart, and a device without a known peak has no MFU rather than a wrong one.
+
+    MFU = model FLOPs of the steps / (seconds * peak FLOP/s of the device)
+    model FLOPs of a step = 6 * (matrix weights of the sentence encoder * tokens
+                                 + matrix weights of the document encoder * (sentences + documents))
+
+What is computed twice (gradient cache, activation checkpointing) counts once, padding never.
 """
 
 import contextlib
@@ -28,10 +34,12 @@ def model_flops(model: HMDEModel, batch: RankBatch) -> float:
     """FLOPs of one training step on the real tokens of `batch`: 6 per weight and token (Kaplan et al. 2020, 2001.08361).
 
     Embedding tables are looked up, not multiplied, and do not count; attention scores are left out (sentences are short).
+    Where the sentence vectors are known already, the sentence encoder does nothing.
     """
     lower = _matrix_weights(model.lower)
     upper = _matrix_weights(model.upper)
-    return 6.0 * (lower * batch.tokens + upper * sum(len(chunk.upper_rows) for chunk in batch.chunks))
+    tokens = sum(chunk.tokens for chunk in batch.chunks if chunk.vectors is None)
+    return 6.0 * (lower * tokens + upper * sum(len(chunk.upper_rows) for chunk in batch.chunks))
 
 
 def _matrix_weights(module: torch.nn.Module) -> int:

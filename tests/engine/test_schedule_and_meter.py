@@ -37,11 +37,15 @@ def test_flops_count_matrices_and_not_embeddings():
     module.lower = torch.nn.ModuleList([torch.nn.Embedding(1000, 8), torch.nn.Linear(8, 16)])
     module.upper = torch.nn.Linear(8, 8)
 
-    class Batch:
-        tokens, upper_rows = 100, range(4)
-
-    Batch.chunks = [Batch, Batch, argparse.Namespace(upper_rows=range(2))]
-    assert meter.model_flops(module, Batch) == 6 * (8 * 16 * 100 + 8 * 8 * 10)
+    chunks = [
+        argparse.Namespace(tokens=60, upper_rows=range(4), vectors=None),
+        argparse.Namespace(tokens=40, upper_rows=range(6), vectors=None),
+    ]
+    batch = argparse.Namespace(chunks=chunks)
+    assert meter.model_flops(module, batch) == 6 * (8 * 16 * 100 + 8 * 8 * 10)
+    # Sentence vectors that are known already cost the sentence encoder nothing.
+    chunks[1].vectors = torch.zeros(5, 8)
+    assert meter.model_flops(module, batch) == 6 * (8 * 16 * 60 + 8 * 8 * 10)
 
 
 def test_rates_are_sums_over_ranks_and_fractions_stay_fractions(monkeypatch):
@@ -61,3 +65,15 @@ def test_rates_are_sums_over_ranks_and_fractions_stay_fractions(monkeypatch):
     assert read["token_imbalance"] == pytest.approx(0.5)
     assert read["data_wait_fraction"] == 0.25
     assert "mfu" not in read
+
+
+def test_mfu_is_flops_over_seconds_and_peak(monkeypatch):
+    """An H100 (989 TFLOP/s) that did 2 steps of 989 TFLOP in 8 seconds was used by a quarter."""
+    clock = iter([0.0, 8.0, 8.0])
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    reading = meter.Meter(torch.device("cuda", 0))
+    batch = argparse.Namespace(groups=(1,), tokens=1, slots=1, imbalance=0.0)
+    for _ in range(2):
+        reading.count(batch, 989e12)
+    assert reading.read(lambda value: value)["mfu"] == pytest.approx(0.25)
