@@ -45,7 +45,7 @@ def validate(
             return None
         numbers = mine[start : start + DOCUMENTS_PER_CALL]
         documents = [reader[int(group_of[n])].document(int(n - first[group_of[n]])) for n in numbers]
-        vectors.append(engine(pack(documents, **settings).to(world.device))[0].float())
+        vectors.append(engine(pack(documents, **settings).to(world.device)))
     engine.train()
     gathered = gather(torch.cat(vectors)).cpu().numpy()
     numbers = gather(torch.from_numpy(mine).to(world.device)).cpu().numpy()
