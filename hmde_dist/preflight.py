@@ -79,7 +79,7 @@ def print_plan(recipe: Recipe) -> None:
     """What a run would do, from the recipe and the index of its shards alone."""
     mixture = open_mixture(recipe)
     settings, part = mixture.settings, mixture.parts[0]
-    encoder = build_model(recipe.model, mixture.indexes[0], settings.sentences, recipe.objective.scale, settings.seed)
+    encoder = build_model(recipe.model, mixture.indexes[0], settings.sentences, recipe.scale, settings.seed)
     pairs, steps = settings.pairs, recipe.run.steps
     lower, upper = (sum(p.numel() for p in part.parameters()) for part in (encoder.lower, encoder.upper))
     for index in mixture.indexes:

@@ -5,6 +5,7 @@ come in one message, before anything is read or started.
 """
 
 import difflib
+import importlib
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializeAsAny,
     Tag,
     ValidationError,
     ValidationInfo,
@@ -133,8 +135,10 @@ class ModelSection(Section):
 
 
 class ObjectiveSection(Section):
-    scale: Annotated[float, Field(gt=0)] = Field(20.0, description="of the cosine in the loss (1 / temperature)")
-    trainable_scale: bool = Field(False, description="learn the scale, starting from `scale`")
+    """What every objective has; its own settings stand beside it in `hmde_dist/objectives/<name>.py`."""
+
+    name: str = Field(description="a file of hmde_dist/objectives/")
+    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of its loss in the sum of all")
 
 
 class OptimizerSection(Section):
@@ -218,11 +222,35 @@ class RunSection(Section):
 class Recipe(Section):
     data: DataSection
     model: ModelSection
-    objective: ObjectiveSection = ObjectiveSection()
+    objectives: Annotated[list[SerializeAsAny[ObjectiveSection]], Field(min_length=1)] = Field(
+        [{"name": "document_contrast"}], validate_default=True, description="losses that are added"
+    )
     optimizer: OptimizerSection
     engine: EngineSection = EngineSection()
     guard: GuardSection = GuardSection()
     run: RunSection
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _own_settings(cls, sections):
+        """Each section as the settings class of the objective it names."""
+        if not isinstance(sections, list):
+            return sections
+        problems, settings = [], []
+        for number, one in enumerate(sections):
+            try:
+                settings.append(_objective_settings(one) if isinstance(one, dict) else one)
+            except ValidationError as error:
+                names = list(_settings_class(one).model_fields)
+                problems += [f"objectives.{number}.{_explain(problem, names)}" for problem in error.errors()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return settings
+
+    @property
+    def scale(self) -> float:
+        """Of the cosine, where an objective has one."""
+        return next((one.scale for one in self.objectives if hasattr(one, "scale")), 1.0)
 
     @model_validator(mode="after")
     def _whole(self) -> "Recipe":
@@ -251,6 +279,28 @@ class Recipe(Section):
         return self
 
 
+def objective_names() -> list[str]:
+    """The objectives there are: each is a file."""
+    return [file.stem for file in sorted((Path(__file__).parent / "objectives").glob("*.py")) if _has_objective(file)]
+
+
+def _has_objective(file: Path) -> bool:
+    return "\nclass Settings(ObjectiveSection):" in file.read_text(encoding="utf-8")
+
+
+def _objective_settings(section: dict) -> ObjectiveSection:
+    """A section as the settings class of the objective it names."""
+    return _settings_class(section).model_validate(section)
+
+
+def _settings_class(section: dict) -> type[ObjectiveSection]:
+    name = section.get("name")
+    if name not in objective_names():
+        raise ValueError(f"no objective {name!r}; there are {', '.join(objective_names())}")
+    # Here and not above: the objectives import this module.
+    return importlib.import_module(f"hmde_dist.objectives.{name}").Settings
+
+
 def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
     """The recipe in the YAML file `path`, with `extends` resolved and `section.key=value` overrides applied.
 
@@ -258,6 +308,7 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
         InputError: every problem found, in one message.
     """
     tree = _read_tree(Path(path), ())
+    tree.setdefault("objectives", [{"name": "document_contrast"}])  # so that overrides reach its settings
     problems = [f'override "{o}": {problem}' for o in overrides if (problem := _override(tree, o))]
     try:
         recipe = Recipe.model_validate(tree)
@@ -276,9 +327,16 @@ def _override(tree: dict, override: str) -> str | None:
     *parents, last = key.split(".")
     node = tree
     for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
+        if isinstance(node, list):
+            if not parent.isdecimal() or int(parent) >= len(node):
+                return f"{parent} is no number from 0 to {len(node) - 1}"
+            node = node[int(parent)]
+        else:
+            node = node.setdefault(parent, {})
+        if not isinstance(node, dict | list):
             return f"{parent} is a value, not a section"
+    if isinstance(node, list):
+        return f"{last} is no setting: write {'.'.join(parents)}.NUMBER.setting"
     try:
         node[last] = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -330,14 +388,16 @@ def setting_names(section: type[BaseModel] = Recipe, prefix: str = "") -> list[s
     return names
 
 
-def _explain(problem: dict) -> str:
+def _explain(problem: dict, names: list[str] | None = None) -> str:
     name = ".".join(str(part) for part in problem["loc"] if part not in ("one", "several")) or "recipe"
     if problem["type"] == "extra_forbidden":
-        names = setting_names() + setting_names(SourceSection, "data.shards.")
+        names = names or setting_names() + setting_names(SourceSection, "data.shards.")
         nearest = difflib.get_close_matches(re.sub(r"\.\d+\.", ".", name), names, n=1, cutoff=0.5)
         return f"{name}: no such setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
     if problem["type"] == "missing":
         return f"{name}: missing"
     message = problem["msg"].removeprefix("Value error, ")
+    if message.startswith(f"{name}."):
+        return message  # names the settings itself
     given = problem.get("input")
     return f"{name}: {message}" + (f" (given: {given!r})" if not isinstance(given, dict | BaseModel) else "")

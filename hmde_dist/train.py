@@ -47,7 +47,7 @@ from hmde_dist.model.configuration_hmde import HMDEConfig
 from hmde_dist.model.export import build_model, save_description, save_model
 from hmde_dist.model.model_card import model_card, save_data_facts
 from hmde_dist.model.modeling_hmde import HMDEModel
-from hmde_dist.objectives.document_contrast import document_contrast
+from hmde_dist.objectives.objective import Loss
 from hmde_dist.preflight import check_validation, check_world, check_writable, open_mixture, open_shards, print_plan
 from hmde_dist.recipe import Recipe, dump_recipe, load_recipe
 from hmde_dist.stream.loader import RankBatch, RankBatches, batches
@@ -98,7 +98,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
     guard, checkpoints = Guard(recipe.guard), run.folder / "checkpoints"
     identity = checkpoint.identity_of(recipe, mixture.indexes)
     found = checkpoint.find(checkpoints, recipe, identity, world)
-    encoder = build_model(recipe.model, index, data.sentences, recipe.objective.scale, run.seed)
+    encoder = build_model(recipe.model, index, data.sentences, recipe.scale, run.seed)
     frozen = recipe.model.lower.frozen_at(found["state"]["step"] if found else 0)
     vectors = sentence_vectors(recipe, encoder, mixture.indexes, world) if frozen else ()
     engine = start_engine(recipe, encoder, world, frozen)
@@ -114,8 +114,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
         "guard": guard.state_dict(),
     }
     guard.load_state_dict(state["guard"])
-    objective = partial(document_contrast, hard_negatives=hard)
-    tested = self_test(engine, recipe, objective, world) if recipe.engine.self_test else {}
+    tested = self_test(engine, recipe, world) if recipe.engine.self_test else {}
     journal = Journal(recipe, world, state["step"])
     journal.event("self_test", **tested)
     if world.is_first:
@@ -184,16 +183,16 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
         batch = next_batch(stream, world)
         waited = time.perf_counter() - waiting_since
 
-        contrast, scale = forward_backward(
+        own_loss, parts = forward_backward(
             engine,
             batch,
-            objective=partial(objective, groups=batch.groups),
+            engine.module.total_loss,
             # Dropout depends on (seed, batch, rank, chunk) alone, so random state needs no saving.
             seed=partial(dropout_seed, run.seed, number, world.rank),
         )
         grad_norm = gradient_norm(engine)
-        loss, accuracy, tokens = world.totals([float(contrast.loss.detach()), float(contrast.accuracy), batch.tokens])
-        loss, accuracy = loss / world.size, accuracy / world.size
+        loss, tokens = world.totals([float(own_loss), batch.tokens])
+        loss = loss / world.size
         state["batch"] = number + 1
         verdict, reason = guard.judge(number, loss, grad_norm)
         applied = verdict == APPLY
@@ -201,7 +200,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
             rate = set_learning_rate(engine, recipe, state["step"])
             engine.step()
             state["step"] += 1
-            state["documents"] += len(batch.groups) * world.size
+            state["documents"] += batch.documents * world.size
             state["tokens"] += int(tokens)
             meter.count(batch, model_flops(encoder, batch))
         else:
@@ -220,8 +219,8 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
         step = state["step"]
         if applied and (step % run.log_every == 0 or step == run.steps):
             record = {name: state[name] for name in ("step", "batch", "documents", "tokens")}
-            record |= {"loss": loss, "accuracy": accuracy, "learning_rate": rate, "scale": float(scale)}
-            record |= {"grad_norm": grad_norm, "negatives_per_anchor": contrast.negatives}
+            record |= {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm}
+            record |= watch_objectives(engine.module, parts, world)
             journal.step(record | meter.read(world.total))
             journal.ranks(step, stragglers.read())
         if applied and validation_due():
@@ -260,6 +259,18 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
     return DONE
 
 
+def watch_objectives(module: TrainedModule, parts: list[Loss], world: topology.World) -> dict:
+    """What the first objective says of itself, and beside it the loss and accuracy of each where there are several."""
+    facts = {"accuracy": parts[0].accuracy} | parts[0].watched
+    if len(parts) > 1:
+        for name, part in zip(module.names, parts, strict=True):
+            facts |= {f"{name}_loss": part.loss, f"{name}_accuracy": part.accuracy}
+            facts |= {f"{name}_{key}": value for key, value in part.watched.items()}
+    totals = world.totals([float(value.detach()) for value in facts.values()])
+    means = {key: total / world.size for key, total in zip(facts, totals, strict=True)}
+    return means | {"negatives_per_anchor": parts[0].negatives}
+
+
 def next_batch(stream: Iterator[RankBatch], world: topology.World) -> RankBatch:
     """The next batch; where one rank cannot read its own, all ranks raise what that rank has to say."""
     batch, problem = None, ""
@@ -284,11 +295,12 @@ def export_run(run: Path, out: Path, best: bool = False) -> Path:
             )
         weights, state = checkpoint.load_weights(run, step)
     encoder = HMDEModel(HMDEConfig.from_pretrained(run / "model"))
-    module = TrainedModule(encoder, recipe.objective.scale, recipe.objective.trainable_scale)
+    module = TrainedModule(encoder, recipe)
     # A name that is missing belongs to a tensor that has another name, too.
     missing, unexpected = module.load_state_dict(weights, strict=False)
     assert not unexpected and not {name for name, _ in module.named_parameters()} & set(missing), (missing, unexpected)
-    encoder.config.scale = float(module.scale().detach())
+    constants = module.objectives[0].constants()
+    encoder.config.scale = float(constants["scale"].detach()) if "scale" in constants else recipe.scale
     save_model(encoder, load_tokenizer(run / "model"), out, model_card(encoder.config, run, state["step"]))
     return out
 

@@ -85,7 +85,7 @@ def train(ranks: int, recipe: Path, *overrides: str) -> Finished:
     return finish(start(torchrun(ranks, "hmde_dist/train.py", recipe, *overrides)))
 
 
-def write_recipe(path: Path, shards: Path, **sections: dict) -> Path:
+def write_recipe(path: Path, shards: Path, objectives: list[dict] | None = None, **sections: dict) -> Path:
     """A recipe of seconds: width 32, weights large enough for documents to differ, no dropout."""
     tree = {
         "data": {"shards": str(shards), "pairs_per_batch": 8, "sentences": 6, "workers": 0},
@@ -109,6 +109,8 @@ def write_recipe(path: Path, shards: Path, **sections: dict) -> Path:
         "optimizer": {"learning_rate": 0.01},
         "run": {"folder": str(path.parent / "run"), "steps": 3, "log_every": 1},
     }
+    if objectives:
+        tree["objectives"] = objectives
     for section, settings in sections.items():
         tree.setdefault(section, {}).update(settings)
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")

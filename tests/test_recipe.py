@@ -136,14 +136,14 @@ def test_overrides_take_the_types_of_yaml(base):
         [
             "optimizer.learning_rate=1e-3",
             "optimizer.betas=[0.8, 0.95]",
-            "objective.trainable_scale=true",
+            "objectives.0.trainable_scale=true",
             "data.validation=a=b",
             "model.lower.config.num_hidden_layers=3",
         ],
     )
     assert recipe.optimizer.learning_rate == 0.001
     assert recipe.optimizer.betas == (0.8, 0.95)
-    assert recipe.objective.trainable_scale is True
+    assert recipe.objectives[0].trainable_scale is True
     assert recipe.data.validation == "a=b"
     assert recipe.model.lower.config == {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 3}
 
@@ -171,7 +171,7 @@ def test_malformed_override(base, override, message):
         "run.steps=many",
         "run.steps=1.5",
         "run.steps=true",
-        "objective.scale=true",
+        "objectives.0.scale=true",
         "optimizer.learning_rate=.nan",
         "optimizer.learning_rate=.inf",
         "optimizer.learning_rate=0",

@@ -50,7 +50,6 @@ from hmde_dist.engine.step_parts import OPTIMIZER, OTHER, PARTS, READ, StepParts
 from hmde_dist.engine.training_state import gradient_norm
 from hmde_dist.model.export import build_model
 from hmde_dist.model.modeling_hmde import HMDEModel
-from hmde_dist.objectives.document_contrast import document_contrast
 from hmde_dist.recipe import Recipe, load_recipe
 from hmde_dist.stream.loader import RankBatch, RankBatches, batches
 from hmde_dist.stream.mixture import Mixture
@@ -97,7 +96,7 @@ class Bench:
     def encoder(self) -> HMDEModel:
         recipe = self.recipe
         index, sentences = self.mixture.indexes[0], recipe.data.sentences
-        return build_model(recipe.model, index, sentences, recipe.objective.scale, recipe.run.seed)
+        return build_model(recipe.model, index, sentences, recipe.scale, recipe.run.seed)
 
     def part(self, chunk_tokens: int | None, vectors: Sequence = ()) -> RankBatches:
         return RankBatches(self.mixture, self.world.rank, self.world.size, self.hard, chunk_tokens, vectors)
@@ -113,11 +112,11 @@ class PackedStep:
 
     def train(self, number: int, batch: RankBatch, parts: StepParts | None = None) -> None:
         recipe = self.bench.recipe
-        set_learning_rate(self.engine, recipe.optimizer.learning_rate)
+        set_learning_rate(self.engine, recipe, number)
         forward_backward(
             self.engine,
             batch,
-            objective=partial(document_contrast, groups=batch.groups, hard_negatives=self.bench.hard),
+            self.engine.module.total_loss,
             seed=partial(dropout_seed, recipe.run.seed, number, self.bench.world.rank),
         )
         if parts:
@@ -149,7 +148,7 @@ class PaddedStep:
         sides = 4 if self.bench.hard else 2
         torch.manual_seed(dropout_seed(self.bench.recipe.run.seed, number, self.bench.world.rank, 0))
         documents = self.ranks(batch.chunks[0], sides)
-        padded_contrast(documents, self.bench.recipe.objective.scale, sides).backward()
+        padded_contrast(documents, self.bench.recipe.scale, sides).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -182,7 +181,7 @@ def turn(step: PackedStep | PaddedStep, numbers: Sequence[int], parts: StepParts
             step.train(number, batch)
         synchronise(world.device)
         seconds += clock() - began
-        counts += len(batch.groups), batch.tokens, step.slots(batch), model_flops(step.encoder, batch)
+        counts += batch.documents, batch.tokens, step.slots(batch), model_flops(step.encoder, batch)
     return Turn(world.maximum(seconds), world.maximum(reading), *world.totals(counts.tolist()))
 
 
@@ -340,9 +339,9 @@ def memory_of_step(bench: Bench) -> dict[str, int]:
         for number, batch in enumerate(stream):
             step.train(number, batch)
     ids = sum(t.numel() * t.element_size() for chunk in batch.chunks for t in (chunk.ids, chunk.positions))
-    vectors = len(batch.groups) * bench.world.size * encoder.config.hidden_size * 4
+    vectors = batch.documents * bench.world.size * encoder.config.hidden_size * 4
     peak = peak_bytes(bench.world.device.type)
-    return {"documents": len(batch.groups), "chunks": len(batch.chunks), "peak": peak, "vectors": vectors, "ids": ids}
+    return {"documents": batch.documents, "chunks": len(batch.chunks), "peak": peak, "vectors": vectors, "ids": ids}
 
 
 def measure_memory(args: argparse.Namespace, bench: Bench) -> list[dict[str, int]]:

@@ -28,9 +28,7 @@ def main() -> None:
     mixture = open_mixture(recipe)
     world = topology.join(recipe.engine.timeout_minutes)
     try:
-        encoder = build_model(
-            recipe.model, mixture.indexes[0], recipe.data.sentences, recipe.objective.scale, recipe.run.seed
-        )
+        encoder = build_model(recipe.model, mixture.indexes[0], recipe.data.sentences, recipe.scale, recipe.run.seed)
         for vectors in sentence_vectors(recipe, encoder, mixture.indexes, world):
             if world.is_first:
                 print(

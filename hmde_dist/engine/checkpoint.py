@@ -204,12 +204,13 @@ def _check_identity(path: Path, was: dict, now: dict) -> None:
 
 def identity_of(recipe: Recipe, indexes: Sequence[ShardIndex]) -> dict:
     """What must not change between a checkpoint and the run that goes on from it: data, batches, model, precision."""
-    settings = recipe.model_dump(mode="json", include={"data", "model", "objective"})
+    settings = recipe.model_dump(mode="json", include={"data", "model"})
     settings["data"]["weights"] = [source.model_dump(mode="json")["weight"] for source in recipe.data.sources]
     for name in ("shards", "validation", "workers", "cache", "cache_limit_gib"):
         del settings["data"][name]
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
     return flat | {
+        "objectives": [one.model_dump(mode="json") for one in recipe.objectives],
         "engine.precision": recipe.engine.precision,
         "run.seed": recipe.run.seed,
         "plan_version": PLAN_VERSION,

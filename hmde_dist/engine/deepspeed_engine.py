@@ -9,36 +9,48 @@ import contextlib
 import os
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hmde_dist.command import InputError
 from hmde_dist.engine.schedule import learning_rate
 from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.model.packed_attention import encoder_layers
+from hmde_dist.objectives.objective import Loss, Rows, build_objectives
+from hmde_dist.objectives.tile_loss import Ranks
 from hmde_dist.recipe import Recipe
 from hmde_dist.stream.batch import PackedBatch
 from hmde_dist.topology import World
 
 
 class TrainedModule(nn.Module):
-    """What the engine trains: the encoder, and the scale of the cosine where that is learned."""
+    """What the engine trains: the encoder and the objectives."""
 
-    def __init__(self, encoder: HMDEModel, scale: float, trainable_scale: bool, precision: str = "fp32"):
+    def __init__(self, encoder: HMDEModel, recipe: Recipe):
         super().__init__()
-        self.encoder, self.initial_scale, self.precision = encoder, scale, precision
-        # Shape [1]: DeepSpeed cannot broadcast parameters without a dimension.
-        self.log_scale_change = nn.Parameter(torch.zeros(1)) if trainable_scale else None
+        self.encoder, self.objectives = encoder, build_objectives(recipe, encoder)
+        self.precision, self.weights = recipe.engine.precision, [one.weight for one in recipe.objectives]
+        self.names = [one.name for one in recipe.objectives]
 
-    def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Document vectors [D, W] and the scale [1], fp32; under ZeRO-3 a trained scale exists only inside this call."""
+    def forward(self, batch: PackedBatch) -> Tensor | tuple[Rows, Rows]:
+        """While training, the rows of every objective and what they read of parameters; else document vectors [D, W]."""
         with torch.autocast(self.encoder.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            documents_DW = self.encoder(batch).documents
-        return documents_DW.float(), self.scale()
+            output = self.encoder(batch)
+            if not self.training:
+                return output.documents.float()
+            rows, constants = {}, {}
+            for number, one in enumerate(self.objectives):
+                rows |= {f"{number}.{name}": row for name, row in one.rows(self.encoder, batch, output).items()}
+                constants |= {f"{number}.{name}": value for name, value in one.constants().items()}
+        return {name: row.float() if row.is_floating_point() else row for name, row in rows.items()}, constants
 
-    def scale(self) -> torch.Tensor:
-        if self.log_scale_change is None:
-            return torch.tensor([self.initial_scale], device=self.encoder.device)
-        return self.initial_scale * self.log_scale_change.exp()
+    def total_loss(self, rows: Rows, constants: Rows, ranks: Ranks | None = None) -> tuple[Tensor, list[Loss]]:
+        """The weighted sum of the objectives' losses, and each. A collective; reads no parameter of the module."""
+        parts = [
+            one.loss(*({k.partition(".")[2]: v for k, v in d.items() if k.startswith(f"{number}.")} for d in (rows, constants)),
+                     ranks=ranks or Ranks())
+            for number, one in enumerate(self.objectives)
+        ]  # fmt: skip
+        return sum(weight * part.loss for weight, part in zip(self.weights, parts, strict=True)), parts
 
 
 def parameter_groups(module: TrainedModule, recipe: Recipe) -> list[dict]:
@@ -106,7 +118,7 @@ def start_engine(recipe: Recipe, encoder: HMDEModel, world: World, frozen: bool 
         encoder.checkpoint_activations()
     if recipe.engine.compile:
         encoder.compile_layers()
-    module = TrainedModule(encoder, recipe.objective.scale, recipe.objective.trainable_scale, recipe.engine.precision)
+    module = TrainedModule(encoder, recipe)
     optimizer = torch.optim.AdamW(
         parameter_groups(module, recipe),
         lr=settings.learning_rate,

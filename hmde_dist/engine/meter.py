@@ -73,7 +73,7 @@ class Meter:
         self.waited += seconds
 
     def count(self, batch: RankBatch, flops: float) -> None:
-        self.documents += len(batch.groups)
+        self.documents += batch.documents
         self.tokens += batch.tokens
         self.slots += batch.slots
         self.flops += flops

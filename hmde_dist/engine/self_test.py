@@ -7,7 +7,7 @@ repeats the whole step on a plain copy of the model, chunk by chunk with the sam
 Refuses to train when they differ. Nothing of it stays: the gradients are dropped like those of a skipped step.
 """
 
-from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from hmde_dist.engine.deepspeed_engine import TrainedModule
 from hmde_dist.engine.gradient_cache import forward_backward
 from hmde_dist.engine.training_state import discard_gradients
 from hmde_dist.model.modeling_hmde import HMDEModel
-from hmde_dist.objectives.tile_loss import Contrast, Ranks
+from hmde_dist.objectives.tile_loss import Ranks
 from hmde_dist.recipe import Recipe
 from hmde_dist.stream import draws
-from hmde_dist.stream.batch import PackedBatch, pack, pack_vectors
+from hmde_dist.stream.batch import DocumentFacts, PackedBatch, pack, pack_vectors
 from hmde_dist.stream.loader import RankBatch
 from hmde_dist.topology import World
 
@@ -29,11 +29,8 @@ PAIRS = 3  # of each rank
 TOLERANCE = {"fp32": (1e-3, 1e-5), "bf16": (2e-2, 1e-3)}
 
 
-def self_test(engine, recipe: Recipe, objective: Callable[..., Contrast], world: World) -> dict[str, float]:
+def self_test(engine, recipe: Recipe, world: World) -> dict[str, float]:
     """Compare the gradients; returns what was measured. A collective.
-
-    Args:
-        objective: `objective(documents, groups=..., scale=..., ranks=...)`, as in training.
 
     Raises:
         RunError: the gradient is not that of a single process.
@@ -44,11 +41,11 @@ def self_test(engine, recipe: Recipe, objective: Callable[..., Contrast], world:
     forward_backward(
         engine,
         mine.to(world.device),
-        objective=lambda documents, scale: objective(documents, groups=mine.groups.to(world.device), scale=scale),
+        engine.module.total_loss,
         seed=lambda chunk: _seed(recipe.run.seed, world.rank, chunk),
     )
     if world.is_first:
-        _reference_backward(copy, recipe, objective, world)
+        _reference_backward(copy, recipe, world)
     reference = {name: p.grad for name, p in copy.named_parameters()} if world.is_first else {}
     sums, scale = np.zeros(3), (1.0, 1.0)
     for name, parameter in engine.module.named_parameters():
@@ -60,7 +57,7 @@ def self_test(engine, recipe: Recipe, objective: Callable[..., Contrast], world:
             expected = torch.zeros_like(found) if expected is None else expected
             found, expected = found.double().flatten(), expected.double().flatten()
             sums += [float(found @ found), float(found @ expected), float(expected @ expected)]
-            if name == "log_scale_change":
+            if name.endswith("log_scale_change"):
                 scale = float(found), float(expected)
     discard_gradients(engine)
     measured, problem = {}, ""
@@ -90,10 +87,7 @@ def _plain_copy(engine, recipe: Recipe, world: World) -> TrainedModule | None:
     copy = None
     if world.is_first:
         encoder = HMDEModel(module.encoder.config)
-        settings = recipe.objective
-        copy = TrainedModule(encoder, settings.scale, settings.trainable_scale, recipe.engine.precision).to(
-            world.device
-        )
+        copy = TrainedModule(encoder, recipe).to(world.device)
         copy.load_state_dict(dict(module.named_buffers()), strict=False)
         copy.train(module.training)
         into = dict(copy.named_parameters())
@@ -126,18 +120,25 @@ def _whole_gradient(engine, parameter: torch.nn.Parameter) -> torch.Tensor:
     )
 
 
-def _batch(encoder: HMDEModel, recipe: Recipe, rank: int, size: int) -> RankBatch:
+def _batch(encoder: HMDEModel, recipe: Recipe, rank: int, size: int, alone: bool = True) -> RankBatch:
     """Three pairs of made-up documents; the last pair of the last rank is of the first rank's first group."""
     chunks = 2 if recipe.engine.chunk_tokens else 1
     numbers = np.arange(2 * PAIRS * (2 if recipe.data.hard_negatives == "paper" else 1))
     groups = rank * PAIRS + numbers % PAIRS
     groups[2 * PAIRS :] += size * PAIRS
     groups[groups == size * PAIRS - 1] = 0
-    places = [numbers[number::chunks] for number in range(chunks)]
+    chunks_of_numbers = [numbers[number::chunks] for number in range(chunks)]
+    sides = len(numbers) // PAIRS
+    # In the reference the pairs of all ranks are one batch.
+    place = numbers if alone else numbers // PAIRS * (PAIRS * size) + rank * PAIRS + numbers % PAIRS
     return RankBatch(
-        [_pack(encoder, rank, place) for place in places],
-        [torch.from_numpy(place) for place in places],
-        torch.from_numpy(groups),
+        [
+            replace(
+                _pack(encoder, rank, chosen),
+                facts=DocumentFacts(place[chosen], groups[chosen], numbers[chosen] // PAIRS % 2, 0, sides),
+            )
+            for chosen in chunks_of_numbers
+        ],
         0.0,
     )
 
@@ -167,23 +168,14 @@ def _seed(seed: int, rank: int, chunk: int) -> int:
     return int(draws.bits(seed, "self-test", rank, chunk)[0] >> np.uint64(1))
 
 
-def _reference_backward(copy: TrainedModule, recipe: Recipe, objective: Callable[..., Contrast], world: World) -> None:
+def _reference_backward(copy: TrainedModule, recipe: Recipe, world: World) -> None:
     """The gradients of the whole batch, in `copy`."""
-    vectors, groups = [], []
+    found = []
     for rank in range(world.size):
-        batch = _batch(copy.encoder, recipe, rank, world.size)
-        documents = [None] * len(batch.groups)
-        for number, (chunk, place) in enumerate(zip(batch.chunks, batch.places, strict=True)):
+        batch = _batch(copy.encoder, recipe, rank, world.size, alone=False)
+        for number, chunk in enumerate(batch.chunks):
             torch.manual_seed(_seed(recipe.run.seed, rank, number))
-            rows, scale = copy(chunk.to(world.device))
-            for row, document in zip(rows, place.tolist(), strict=True):
-                documents[document] = row
-        vectors.append(torch.stack(documents))
-        groups.append(batch.groups)
-    # [first of each pair..., second of each pair..., ...] of each rank -> the same of all ranks together.
-    parts = len(groups[0]) // PAIRS
-    whole = torch.cat([part for column in zip(*(v.chunk(parts) for v in vectors), strict=True) for part in column])
-    whole_groups = torch.cat(
-        [part for column in zip(*(g.chunk(parts) for g in groups), strict=True) for part in column]
-    )
-    objective(whole, groups=whole_groups.to(world.device), scale=scale, ranks=Ranks(alone=True)).loss.backward()
+            rows, constants = copy(chunk.to(world.device))
+            found.append(rows)
+    whole = {name: torch.cat([rows[name] for rows in found]) for name in found[0]}
+    copy.total_loss(whole, constants, Ranks(alone=True))[0].backward()

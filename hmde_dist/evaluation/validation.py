@@ -84,7 +84,7 @@ def validate(
             if interrupted():
                 raise Interrupted
             documents = [read(int(number)) for number in mine[start : start + DOCUMENTS_PER_CALL]]
-            vectors.append(engine(pack(documents, **settings).to(world.device))[0].float())
+            vectors.append(engine(pack(documents, **settings).to(world.device)))
         gathered = gather(torch.cat(vectors)).cpu().numpy()
         by_number = np.empty((len(order), gathered.shape[1]), dtype=np.float32)
         by_number[gather(torch.from_numpy(mine).to(world.device)).cpu().numpy()] = gathered

@@ -40,7 +40,7 @@ class DocumentLayer(nn.Module):
     def forward(self, x_UW: torch.Tensor, positions_U: torch.Tensor, segments: Segments) -> torch.Tensor:
         dropout = self.dropout if self.training else 0.0
         states = self.query_key_value(self.attention_norm(x_UW))
-        query, key, value = states.view(len(x_UW), 3, self.heads, -1).unbind(1)
+        query, key, value = states.view(len(x_UW), 3, self.heads, x_UW.shape[1] // self.heads).unbind(1)
         if self.rotary:
             query, key = rotate(query, positions_U), rotate(key, positions_U)
         mixed = attend(query, key, value, segments, dropout)

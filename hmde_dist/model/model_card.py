@@ -124,7 +124,13 @@ def _settings(run: Path) -> list[list[str]]:
         return []
     tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     rows = []
-    for section in ("data", "objective", "optimizer", "run"):
+    for number, objective in enumerate(tree.get("objectives") or []):
+        rows += [
+            [f"objectives.{number}.{k}", json.dumps(v, ensure_ascii=False)]
+            for k, v in objective.items()
+            if v is not None
+        ]
+    for section in ("data", "optimizer", "run"):
         for name, value in (tree.get(section) or {}).items():
             if name not in LEFT_OUT.get(section, ()) and value is not None:
                 rows.append([f"{section}.{name}", json.dumps(value, ensure_ascii=False)])

@@ -37,6 +37,8 @@ def attend(
     Args:
         window: a vector sees those at most so far away; none = all of its piece.
     """
+    if not segments.runs:
+        return query_THw  # nothing of nothing, but part of the graph
     if query_THw.is_cuda and query_THw.dtype in (torch.bfloat16, torch.float16):
         both = (-1, -1) if window is None else (window, window)
         starts, longest = segments.starts, segments.longest

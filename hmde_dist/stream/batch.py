@@ -37,6 +37,19 @@ class Segments:
 
 
 @dataclass(frozen=True)
+class DocumentFacts:
+    """What objectives ask of the documents of a batch, in its order. Stays on the CPU."""
+
+    numbers: (
+        np.ndarray
+    )  # int64 [D] place among the documents of the rank: [first of each pair..., second of each pair...]
+    groups: np.ndarray  # int64 [D]; equal numbers are versions of one document
+    languages: np.ndarray  # int64 [D]
+    step: int  # position of the global batch in the plan
+    sides: int = 2  # 4 with explicit hard negatives
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """Documents ready for `HMDEModel`: as a token stream, or as sentence vectors that are known already."""
 
@@ -51,6 +64,7 @@ class PackedBatch:
     sentence_counts: tuple[int, ...]  # [D] sentences of each document, in document order
     tokens: int  # real tokens, special ones included
     vectors: torch.Tensor | None = None  # [N, W] bf16 in place of a token stream, which then is empty
+    facts: DocumentFacts | None = None  # while training
 
     @property
     def slots(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from hmde_dist.command import InputError
-from hmde_dist.stream.batch import PackedBatch, pack, pack_vectors
+from hmde_dist.stream.batch import DocumentFacts, PackedBatch, pack, pack_vectors
 from hmde_dist.stream.category_negatives import CategoryNegatives
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.mixture import Mixture
@@ -39,9 +39,11 @@ class RankBatch:
     """
 
     chunks: list[PackedBatch]
-    places: list[torch.Tensor]  # of each chunk, the numbers of its documents
-    groups: torch.Tensor  # [D] group number of every document
     imbalance: float  # the most tokens of any rank over the mean, minus 1
+
+    @property
+    def documents(self) -> int:
+        return sum(len(chunk.sentence_counts) for chunk in self.chunks)
 
     @property
     def tokens(self) -> int:
@@ -52,14 +54,10 @@ class RankBatch:
         return sum(chunk.slots for chunk in self.chunks)
 
     def to(self, device: torch.device) -> "RankBatch":
-        places = [place.to(device, non_blocking=True) for place in self.places]
-        chunks = [chunk.to(device) for chunk in self.chunks]
-        return replace(self, chunks=chunks, places=places, groups=self.groups.to(device, non_blocking=True))
+        return replace(self, chunks=[chunk.to(device) for chunk in self.chunks])
 
     def pin_memory(self) -> "RankBatch":
-        places = [place.pin_memory() for place in self.places]
-        chunks = [chunk.pin_memory() for chunk in self.chunks]
-        return replace(self, chunks=chunks, places=places, groups=self.groups.pin_memory())
+        return replace(self, chunks=[chunk.pin_memory() for chunk in self.chunks])
 
 
 class RankBatches(Dataset):
@@ -85,6 +83,9 @@ class RankBatches(Dataset):
         self.readers = [GroupReader(index) for index in mixture.indexes]
         self.packing = [packing_settings(index, mixture.settings.sentences) for index in mixture.indexes]
         seed = mixture.settings.seed
+        # Numbers of languages that mean the same in every source.
+        names = sorted({name for index in mixture.indexes for name in index.languages})
+        self.languages = [np.array([names.index(n) for n in index.languages], np.int64) for index in mixture.indexes]
         self.negatives = [CategoryNegatives(i, seed) for i in mixture.indexes] if hard_negatives else None
         self.remote = any(index.store is not None and index.store.url for index in mixture.indexes)
         self._prefetched = -1  # the last step whose shards this process has asked for
@@ -145,12 +146,15 @@ class RankBatches(Dataset):
         groups = np.concatenate([np.tile(mine.groups, 2), negative_groups.T.ravel()]).astype(np.int64)
         documents = np.concatenate([mine.documents.T.ravel(), negative_documents.T.ravel()])
         starts = np.concatenate([mine.starts.T.ravel(), negative_starts.T.ravel()])
-        if self.vectors:
-            places, packed = self._pack_vectors(mine.source, groups, documents, starts, chunks)
-        else:
-            places, packed = self._pack_tokens(mine.source, groups, documents, starts, chunks)
+        pack_documents = self._pack_vectors if self.vectors else self._pack_tokens
+        places, packed = pack_documents(mine.source, groups, documents, starts, chunks)
+        first = self.mixture.indexes[mine.source].columns["group_documents"][groups].astype(np.int64)
+        local = self.mixture.indexes[mine.source].columns["document_language"][first + documents]
+        languages = self.languages[mine.source][local]
+        sides = 4 if self.negatives else 2
+        facts = [DocumentFacts(place, groups[place], languages[place], step, sides) for place in places]
         return RankBatch(
-            packed, [torch.from_numpy(place) for place in places], torch.from_numpy(groups), mine.imbalance
+            [replace(chunk, facts=fact) for chunk, fact in zip(packed, facts, strict=True)], mine.imbalance
         )
 
     def _pack_tokens(self, source: int, groups, documents, starts, chunks: int):

@@ -86,12 +86,13 @@ def test_layers_nearer_to_the_words_learn_more_slowly(tmp_path, shards):
         "optimizer.layer_decay=0.5",
         "model.lower.config.num_hidden_layers=2",
         "optimizer.weight_decay=0.1",
+        "objectives=[{name: document_contrast, trainable_scale: true}]",
     )
-    module = TrainedModule(model, 20.0, True)
+    module = TrainedModule(model, recipe)
     scale = {id(p): (g["lr_scale"], g["weight_decay"]) for g in parameter_groups(module, recipe) for p in g["params"]}
     assert len(scale) == len(list(module.parameters()))
     layers = model.lower.encoder.layer
     assert scale[id(model.lower.embeddings.word_embeddings.weight)] == (0.125, 0.1)
     assert scale[id(layers[0].output.dense.weight)] == (0.25, 0.1)
     assert scale[id(layers[1].output.dense.bias)] == (0.5, 0.0)
-    assert scale[id(model.upper.dcls)] == scale[id(module.log_scale_change)] == (1.0, 0.0)
+    assert scale[id(model.upper.dcls)] == scale[id(module.objectives[0].log_scale_change)] == (1.0, 0.0)

@@ -69,13 +69,13 @@ def poison(batches) -> str:
     """Makes the loss of these batches NaN, on rank 1 alone."""
     return f"""
 inner = train.forward_backward
-def forward_backward(engine, batch, objective, seed):
+def forward_backward(engine, batch, total_loss, seed):
     if rank == 1 and seed.args[1] in {batches}:
         def poisoned(*a, **k):
-            contrast = objective(*a, **k)
-            return contrast._replace(loss=contrast.loss * float("nan"))
-        return inner(engine, batch, objective=poisoned, seed=seed)
-    return inner(engine, batch, objective=objective, seed=seed)
+            loss, parts = total_loss(*a, **k)
+            return loss * float("nan"), parts
+        return inner(engine, batch, poisoned, seed)
+    return inner(engine, batch, total_loss, seed)
 train.forward_backward = forward_backward
 """
 

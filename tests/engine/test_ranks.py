@@ -13,7 +13,7 @@ from hmde_dist.model.export import untrained_model
 SETTINGS = {
     # An epsilon far above rounding: Adam would turn the rounding of gradients that are truly zero into full steps.
     "optimizer": {"learning_rate": 0.01, "epsilon": 1.0e-3, "gradient_clipping": 0.5},
-    "objective": {"trainable_scale": True},
+    "objectives": [{"name": "document_contrast", "trainable_scale": True}],
 }
 
 
@@ -85,10 +85,8 @@ def test_dropout_is_the_same_both_times_a_chunk_is_encoded(tmp_path, shards):
 
 REPLAY = """
     import sys
-    from functools import partial
     import torch
     from hmde_dist.engine.gradient_cache import forward_backward
-    from hmde_dist.objectives.document_contrast import document_contrast
     from hmde_dist.stream.index import ShardIndex
     from hmde_dist.stream.loader import RankBatches
     from hmde_dist.stream.mixture import Mixture, Source
@@ -106,7 +104,7 @@ REPLAY = """
             rows = self.table[chunk.ids].mean(0) + torch.arange(len(chunk.sentence_counts))[:, None] * self.table[1]
             rows = torch.nn.functional.dropout(rows, 0.5)
             seen.setdefault(id(chunk), []).append(rows.detach())
-            return rows, torch.tensor([20.0])
+            return {"rows": rows}, {}
 
         def zero_optimization_stage(self):
             return 0
@@ -118,7 +116,7 @@ REPLAY = """
         def backward(self, loss):
             loss.backward()
 
-    forward_backward(Engine(), batch, partial(document_contrast, groups=batch.groups), seed=lambda chunk: 100 + chunk)
+    forward_backward(Engine(), batch, lambda rows, _: (rows["rows"].square().sum(), []), seed=lambda chunk: 100 + chunk)
     assert all(len(pair) == 2 and torch.equal(*pair) for pair in seen.values()), "another dropout"
     assert not torch.equal(*[pair[0][:1] for pair in seen.values()][:2])
 """

@@ -47,7 +47,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(stage, tmp_path, sha
         tmp_path / "recipe.yaml",
         shards("mds"),
         model=DROPOUT,
-        objective={"trainable_scale": True},
+        objectives=[{"name": "document_contrast", "trainable_scale": True}],
         optimizer={"warmup_steps": 3},
         engine=zero(stage) | {"chunk_tokens": 200},
         run={"steps": 8, "log_every": 1},

@@ -8,7 +8,6 @@ from launch import write_recipe
 
 from hmde_dist.corpus.readers import read_documents
 from hmde_dist.engine.checkpoint import load_weights, steps_in
-from hmde_dist.engine.deepspeed_engine import TrainedModule
 from hmde_dist.evaluation.bias import language_bias
 from hmde_dist.evaluation.encode import encode_documents
 from hmde_dist.evaluation.retrieval import Candidates, cosine_scorer, language_pairs, macro, retrieval
@@ -33,7 +32,18 @@ class Reader(torch.nn.Module):
     def forward(self, batch):
         pieces = torch.tensor_split(self.tokens(batch.ids), batch.lower.starts[1:-1].long())
         rows = torch.stack([piece[1:-1].mean(dim=0) for piece in pieces])[batch.sentence_rows]
-        return torch.stack([rows[: self.sentences].mean(0) for rows in rows.split(batch.sentence_counts)]), None
+        return torch.stack([rows[: self.sentences].mean(0) for rows in rows.split(batch.sentence_counts)])
+
+
+class Documents(torch.nn.Module):
+    """What the engine gives in evaluation mode."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch):
+        return self.model(batch).documents
 
 
 @pytest.fixture
@@ -42,7 +52,7 @@ def validation(shards):
 
 
 def test_the_numbers_are_those_of_the_evaluation(model, validation, documents_folder):
-    found = validate(TrainedModule(model, 20.0, False), validation, model.config.max_sentences, ALONE)
+    found = validate(Documents(model), validation, model.config.max_sentences, ALONE)
     documents = list(read_documents([documents_folder / "validation.jsonl.gz"]))
     vectors = np.stack(list(encode_documents(model.eval(), documents)))
     candidates = Candidates([d.id for d in documents], [d.lang for d in documents])

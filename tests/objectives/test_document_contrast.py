@@ -1,11 +1,22 @@
 import math
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 from launch import environment, finish, start, torchrun
 
-from hmde_dist.objectives.document_contrast import document_contrast
+from hmde_dist.objectives.document_contrast import Objective, Settings, spread_out
+from hmde_dist.objectives.tile_loss import Ranks
+
+
+def document_contrast(documents, groups, scale, sides=2, ranks=None, **settings):
+    """The objective on documents that came in another order than that of the batch."""
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(3))
+    rows = {"documents": documents[order], "groups": groups[order], "numbers": order}
+    rows["sides"] = torch.full_like(order, sides)
+    objective = Objective(Settings(name="document_contrast", **settings), None)
+    return objective.loss(rows, {"scale": scale}, ranks or Ranks())
 
 
 def by_hand(x, y, groups, scale):
@@ -43,7 +54,7 @@ def test_explicit_negatives_join_the_candidates_of_their_side():
             candidates = [*partners] + [v for v, group in zip(hard, hard_groups, strict=True) if group != i]
             scores = 20 * torch.stack([torch.cosine_similarity(anchors[i], c, dim=0) for c in candidates])
             loss += float(torch.logsumexp(scores, 0) - scores[i]) / 3
-    contrast = document_contrast(torch.cat([x, y, h, g]), groups, torch.tensor([20.0]), hard_negatives=True)
+    contrast = document_contrast(torch.cat([x, y, h, g]), groups, torch.tensor([20.0]), sides=4)
     assert float(contrast.loss) == pytest.approx(loss, rel=1e-5)
     assert contrast.negatives == 5
 
@@ -64,7 +75,10 @@ def test_scores_far_apart_stay_finite():
 
 GATHERED = """
     import sys, torch, torch.distributed as dist
-    from hmde_dist.objectives.document_contrast import document_contrast
+    tests = sys.argv.pop()
+    sys.path[:0] = [tests, tests + "/objectives"]
+    from test_document_contrast import document_contrast
+    from hmde_dist.objectives.tile_loss import Ranks
 
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -74,9 +88,9 @@ GATHERED = """
     groups = torch.cat([groups, groups, (groups + 1) % 9, (groups + 2) % 9][: len(inputs)]).view(-1, 12)
     weight, scale = torch.randn(6, 6), torch.tensor([20.0])
 
-    def gradients(inputs, groups, mean):
+    def gradients(inputs, groups, mean, ranks=None):
         w, s = weight.clone().requires_grad_(), scale.clone().requires_grad_()
-        contrast = document_contrast(inputs.flatten(0, 1) @ w, groups.flatten(), s, hard)
+        contrast = document_contrast(inputs.flatten(0, 1) @ w, groups.flatten(), s, 4 if hard else 2, ranks, spread=0.5)
         contrast.loss.backward()
         found = [contrast.loss.detach(), w.grad, s.grad]
         if mean:
@@ -87,9 +101,7 @@ GATHERED = """
 
     part = slice(rank * 12 // world, (rank + 1) * 12 // world)
     found = gradients(inputs[:, part], groups[:, part], mean=True)
-    is_initialized, dist.is_initialized = dist.is_initialized, lambda: False
-    expected = gradients(inputs, groups, mean=False)
-    dist.is_initialized = is_initialized
+    expected = gradients(inputs, groups, mean=False, ranks=Ranks(alone=True))
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     dist.destroy_process_group()
@@ -100,5 +112,33 @@ GATHERED = """
 def test_gathered_loss_weight_and_scale_gradients_equal_one_process_with_the_whole_batch(world, arguments, tmp_path):
     script = tmp_path / "gathered.py"
     script.write_text(textwrap.dedent(GATHERED), encoding="utf-8")
-    job = finish(start(torchrun(world, script, *arguments), environment()))
+    job = finish(start(torchrun(world, script, *arguments, Path(__file__).parent.parent), environment()))
     assert job.code == 0, job.output
+
+
+def test_every_version_of_a_document_is_a_right_answer_where_asked():
+    """Equal to the mean over positives of -log p (Khosla et al. 2020, eq. 2), and with one positive to the pairwise loss."""
+    torch.manual_seed(2)
+    x, y = torch.randn(2, 5, 8)
+    scale = torch.tensor([5.0])
+    one = torch.arange(5).repeat(2)
+    pairwise = document_contrast(torch.cat([x, y]), one, scale)
+    assert float(document_contrast(torch.cat([x, y]), one, scale, positives="group").loss) == pytest.approx(
+        float(pairwise.loss), rel=1e-6
+    )
+    several = torch.tensor([1, 2, 1, 4, 1])
+    total = 0.0
+    for anchors, candidates in ((x, y), (y, x)):
+        scores = 5 * torch.nn.functional.cosine_similarity(anchors[:, None], candidates[None], dim=-1)
+        right = several[:, None] == several
+        total += float((-(scores.log_softmax(1) * right).sum(1) / right.sum(1)).mean())
+    found = document_contrast(torch.cat([x, y]), several.repeat(2), scale, positives="group")
+    assert float(found.loss) == pytest.approx(total, rel=1e-5)
+
+
+def test_spread_out_is_the_mean_squared_cosine_of_different_vectors():
+    vectors = torch.randn(7, 5)
+    cosines = torch.nn.functional.cosine_similarity(vectors[:, None], vectors[None], dim=-1)
+    expected = cosines.square().fill_diagonal_(0).sum() / (7 * 6)
+    assert float(spread_out(vectors, Ranks())) == pytest.approx(float(expected), rel=1e-5)
+    assert float(spread_out(torch.ones(4, 5), Ranks())) == pytest.approx(1.0)  # collapsed

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from launch import PROGRAMS, environment, finish, start
 
 from hmde_dist.command import InputError
-from hmde_dist.stream.batch import PackedBatch, Segments
+from hmde_dist.stream.batch import DocumentFacts, PackedBatch, Segments
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.loader import RankBatch, RankBatches, batches, packing_settings
 from hmde_dist.stream.mixture import Mixture, Source
@@ -38,13 +38,15 @@ def load(plan, rank=0, world=1, start=0, stop=STEPS, workers=0, **settings) -> l
 def assert_same(one: list[RankBatch], other: list[RankBatch]) -> None:
     assert len(one) == len(other)
     for left, right in zip(one, other, strict=True):
-        assert torch.equal(left.groups, right.groups) and left.imbalance == right.imbalance
-        assert all(map(torch.equal, left.places, right.places)) and len(left.chunks) == len(right.chunks)
+        assert left.imbalance == right.imbalance and len(left.chunks) == len(right.chunks)
         for chunk, same in zip(left.chunks, right.chunks, strict=True):
             for field in fields(PackedBatch):
                 mine, yours = getattr(chunk, field.name), getattr(same, field.name)
                 if isinstance(mine, Segments):
                     assert mine.runs == yours.runs and torch.equal(mine.starts, yours.starts), field.name
+                elif isinstance(mine, DocumentFacts):
+                    assert repr(mine) == repr(yours)
+                    assert all(map(np.array_equal, vars(mine).values(), vars(yours).values()))
                 elif isinstance(mine, torch.Tensor):
                     assert torch.equal(mine, yours), field.name
                 else:
@@ -53,12 +55,13 @@ def assert_same(one: list[RankBatch], other: list[RankBatch]) -> None:
 
 def documents_of(batch: RankBatch) -> list[tuple]:
     """(group, tokens of its sentences with special ones) of every document of a batch."""
-    found: list[tuple] = [()] * len(batch.groups)
-    for chunk, places in zip(batch.chunks, batch.places, strict=True):
+    found: list[tuple] = [()] * batch.documents
+    for chunk in batch.chunks:
         rows = [tuple(row.tolist()) for row in chunk.ids.split(chunk.lower.starts.diff().tolist())]
         sentences = iter(rows[row] for row in chunk.sentence_rows)
-        for place, count in zip(places.tolist(), chunk.sentence_counts, strict=True):
-            found[place] = (int(batch.groups[place]), tuple(next(sentences) for _ in range(count)))
+        facts = chunk.facts
+        for place, group, count in zip(facts.numbers, facts.groups, chunk.sentence_counts, strict=True):
+            found[place] = (int(group), tuple(next(sentences) for _ in range(count)))
     return found
 
 
@@ -93,7 +96,7 @@ def test_the_second_half_of_a_batch_answers_the_first(plan, world):
     for rank in range(world):
         for batch in load(plan, rank, world):
             pairs = PAIRS // world
-            groups = batch.groups
+            groups = torch.from_numpy(batch.chunks[0].facts.groups)
             assert groups.shape == (2 * pairs,)
             assert torch.equal(groups[:pairs], groups[pairs:])
             documents = documents_of(batch)
@@ -198,7 +201,7 @@ def test_chunks_hold_the_same_documents_and_ranks_have_as_many(plan, world, hard
         assert len({len(part[step].chunks) for part in cut}) == 1 and len(cut[0][step].chunks) > 1
         for one, other in zip(whole, cut, strict=True):
             assert documents_of(one[step]) == documents_of(other[step])
-            assert all(len(places) for places in other[step].places)
+            assert all(len(chunk.facts.numbers) for chunk in other[step].chunks)
             assert max(chunk.tokens for chunk in other[step].chunks) < 2 * 300
 
 
