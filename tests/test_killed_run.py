@@ -39,7 +39,7 @@ def alive(pid):
 
 
 def test_a_run_whose_ranks_are_killed_thirty_times_repeats_and_loses_nothing(tmp_path, shards, forks: Forks):
-    steps = 400
+    steps = 240
     recipe = write_recipe(
         tmp_path / "recipe.yaml",
         shards("mds"),
@@ -60,7 +60,7 @@ def test_a_run_whose_ranks_are_killed_thirty_times_repeats_and_loses_nothing(tmp
             time.sleep(draw.uniform(0, 2))
         else:
             # After as many records more, so that machines of any speed are killed as often.
-            wanted = before + 1 + draw.randint(1, 25)
+            wanted = before + 1 + draw.randint(1, 16)
             while lines(killed) < wanted or (goal == "save" and not saving(killed)):
                 assert alive(job.pids[0]) and alive(job.pids[1]), forks.wait(job).output
                 time.sleep(0.001)
