@@ -147,6 +147,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
         if world.is_first:
             guard.post_mortem(report, mixture, {"problem": problem, "step": state["step"], "batch": state["batch"] - 1})
         journal.event("gave_up", step=state["step"], problem=problem)
+        world.barrier()  # the launcher ends all ranks with the first that ends
         raise RunError(f"step {state['step'] + 1}: {problem}; {report} names the documents")
 
     def interrupted() -> bool:

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-GRACE = 3.0  # seconds that the other ranks have when one has failed, as with a launcher
+GRACE = 2.0  # seconds that the other ranks have when one has failed, as with a launcher
 
 
 @dataclass
