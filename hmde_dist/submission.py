@@ -278,20 +278,21 @@ def batch_script(profile: Profile, nodes: int, name: str, folder: Path) -> str:
     return _script(profile, folder, slurm_parameters(profile, nodes, name, folder, folder / "code-<hash>"))
 
 
-def _step_parameters(profile: Profile, step: str, folder: Path, snapshot: Path, after: str) -> dict:
+def _step_parameters(profile: Profile, step: str, folder: Path, snapshot: Path, after: str, gpu: bool) -> dict:
     wanted = slurm_parameters(profile, 1, step, folder, snapshot) | {"ntasks_per_node": 1, "teardown": None}
-    wanted.pop("gpus_per_node", None)
+    if wanted.pop("gpus_per_node", None) and gpu:
+        wanted["gpus_per_node"] = 1
     wanted |= {"setup": _setup(profile, snapshot), "srun_args": profile.srun}
     waits = {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"} if after else {}
     return wanted | {"additional_parameters": wanted["additional_parameters"] | waits}
 
 
-def step_scripts(steps: Mapping[str, bool], profile: Profile, shares: int, folder: Path) -> str:
+def step_scripts(steps: Mapping[str, bool], profile: Profile, shares: int, folder: Path, gpu: bool) -> str:
     """The texts that `submit_steps` would give to sbatch, one after the other."""
     scripts, after = [], ""
     for step, many in steps.items():
         array = {"map_count": shares} if many else {}
-        parameters = _step_parameters(profile, step, folder / step, folder / "code-<hash>", after)
+        parameters = _step_parameters(profile, step, folder / step, folder / "code-<hash>", after, gpu)
         scripts.append(_script(profile, folder / step, parameters | array))
         after = f"<id of {step}>"
     return "\n".join(scripts)
@@ -299,13 +300,14 @@ def step_scripts(steps: Mapping[str, bool], profile: Profile, shares: int, folde
 
 # ---- submission ------------------------------------------------------------------------------------------------------
 def submit_steps(
-    command: Sequence[str], steps: Mapping[str, bool], profile: Profile, shares: int, folder: Path
+    command: Sequence[str], steps: Mapping[str, bool], profile: Profile, shares: int, folder: Path, gpu: bool
 ) -> dict[str, str]:
     """Submit a build as job arrays, each of which waits for the one before it; returns the job id of each step.
 
     Args:
         command: the build without --step, --share and --workers.
         steps: each step in order, and whether it has many tasks, to be shared by `shares` jobs.
+        gpu: each job gets one, if the profile has any.
 
     Raises:
         InputError: there is no Slurm here, or Slurm refuses a job.
@@ -315,7 +317,8 @@ def submit_steps(
     ids: dict[str, str] = {}
     for step, many in steps.items():
         before = next(reversed(ids.values()), "")
-        executor = _slurm(profile, folder / step, _step_parameters(profile, step, folder / step, snapshot, before))
+        parameters = _step_parameters(profile, step, folder / step, snapshot, before, gpu)
+        executor = _slurm(profile, folder / step, parameters)
         count = shares if many else 1
         job = ShareJob((str(snapshot / "tools" / program.name), *command[1:]), step, count, profile.cpus_per_task)
         with _submission(f"step {step}"):

@@ -1,7 +1,7 @@
 """Submit a training run to Slurm with submitit, or run the same job on this machine with `--profile local`.
 
 The job saves, requeues itself and goes on when its time limit comes, when it is preempted and when a node fails.
-With --array N the command behind `--` (tools/build_documents.py wikipedia or tools/build_shards.py) is spread over the
+With --array N the command behind `--` (tools/build_documents.py wikipedia, build_shards.py or encode.py) is spread over the
 cluster instead: each of its steps becomes an array of N jobs that waits for the step before it.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hmde_dist.command import InputError, argument_parser, positive, run_command
 from hmde_dist.corpus import shard_build, wikipedia
+from hmde_dist.evaluation import encode
 from hmde_dist.recipe import dump_recipe, load_recipe
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.submission import Profile, batch_script, load_profile, step_scripts, submit, submit_steps, wait
@@ -74,10 +75,11 @@ def split_command(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def submit_build(command: list[str], profile: Profile, shares: int, dry_run: bool) -> None:
     program = Path(command[0]).name
-    steps = {"build_documents.py": wikipedia.STEPS, "build_shards.py": shard_build.STEPS}.get(program)
+    chains = {"build_documents.py": wikipedia.STEPS, "build_shards.py": shard_build.STEPS, "encode.py": encode.STEPS}
+    steps, gpu = chains.get(program), program == "encode.py"
     if steps is None or (program == "build_documents.py" and command[1:2] != ["wikipedia"]):
         raise InputError(
-            f"{' '.join(command[:2])}: only tools/build_documents.py wikipedia and tools/build_shards.py have steps"
+            f"{' '.join(command[:2])}: only tools/build_documents.py wikipedia, build_shards.py and encode.py have steps"
         )
     if not Path(command[0]).is_file():
         raise InputError(f"{command[0]}: no such file here")
@@ -92,9 +94,9 @@ def submit_build(command: list[str], profile: Profile, shares: int, dry_run: boo
     out = Path(outs[0]).resolve()
     folder = out.with_name(out.name + ".jobs")
     if dry_run:
-        print(step_scripts(steps, profile, shares, folder))
+        print(step_scripts(steps, profile, shares, folder, gpu))
         return
-    for step, job in submit_steps(command, steps, profile, shares, folder).items():
+    for step, job in submit_steps(command, steps, profile, shares, folder, gpu).items():
         print(f"{step:<10} job {job}: logs in {folder / step}")
 
 

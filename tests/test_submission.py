@@ -107,12 +107,19 @@ def test_a_build_becomes_a_chain_of_job_arrays(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_jobs_that_encode_have_a_gpu_each(tmp_path):
+    command = ("tools/encode.py", "--model", "m", "--documents", "d.jsonl", "--out", tmp_path / "out")
+    for profile, lines in (("gpu", 3), ("cpu", 0)):
+        job = launch("--profile", profile, "--array", "5", "--dry-run", "--", *command)
+        assert job.code == 0 and job.output.count("#SBATCH --gpus-per-node=1\n") == lines, job.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--array", "2"), "give RECIPE, or --array N -- COMMAND"),
         (("recipe.yaml", "--array", "2", "--", "tools/build_shards.py"), "give RECIPE, or --array N -- COMMAND"),
-        (("--array", "2", "--", "tools/encode.py", "--out", "x"), "only tools/build_documents.py wikipedia and"),
+        (("--array", "2", "--", "tools/export.py", "--out", "x"), "only tools/build_documents.py wikipedia, build_sh"),
         (("--array", "2", "--", "tools/build_shards.py"), "needs one --out"),
         ((), "give RECIPE"),
         (("--array", "2", "--", "tools/build_shards.py", "--out", "x", "--workers", "3"), "--workers: set by the jobs"),
