@@ -15,7 +15,7 @@ import numpy as np
 from hmde_dist.command import InputError, progress
 from hmde_dist.corpus.documents import Document
 from hmde_dist.evaluation.encode import encode_documents
-from hmde_dist.evaluation.ranking import Index, System
+from hmde_dist.evaluation.ranking import Index, System, named
 from hmde_dist.evaluation.retrieval import Scorer, cosine_scorer
 from hmde_dist.model.export import load_model, untrained_model
 from hmde_dist.model.modeling_hmde import HMDEModel
@@ -79,7 +79,9 @@ def untrained(model: HMDEModel) -> HMDEModel:
 
 def streams(model: HMDEModel, baselines: bool = False, others: Sequence[Path] = ()) -> dict[str, Stream]:
     """What makes vectors of documents, by the name in tables; the model comes first."""
-    found = {"HMDE": model_stream(model)} | {folder.name: other_stream(folder) for folder in others}
+    ours = ("HMDE", SENTENCE_MEAN, UNTRAINED, TFIDF, "BM25")
+    found = {"HMDE": model_stream(model)}
+    found |= {name: other_stream(folder) for name, folder in named(others, ours).items()}
     if baselines:
         found |= {SENTENCE_MEAN: model_stream(model, "sentence-mean"), UNTRAINED: model_stream(untrained(model))}
     return found

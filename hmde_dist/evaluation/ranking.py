@@ -4,6 +4,7 @@ Owns what is ranked and scored; the metrics themselves are trec_eval's own code,
 in how they score (`evaluation.baselines`).
 """
 
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -101,6 +102,21 @@ def values_of_queries(run: Run, qrels: Qrels) -> dict[str, np.ndarray]:
     return values
 
 
+def named(folders: Sequence[Path], taken: Iterable[str]) -> dict[str, Path]:
+    """Folders by their names in tables: the last part of the path, the whole path where that is taken.
+
+    Raises:
+        InputError: a folder is named twice.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        name = folder.name if folder.name not in {*taken, *found} else str(folder)
+        if name in found or name in taken:
+            raise InputError(f"{folder} is named twice, or like a system of ours: rename the folder")
+        found[name] = folder
+    return found
+
+
 def given_run(folder: Path, pair: Pair) -> Run:
     """The run of a pair: the file itself, or FOLDER/en-de.run."""
     return read_run(folder / f"{pair.name}.run" if folder.is_dir() else folder)
@@ -129,7 +145,10 @@ def evaluate_collection(
         systems (macro, pairs, seconds), left_out by pair, and significance by measure.
     """
     given = {pair.name: given_run(rerank_given, pair) for pair in collection.pairs} if rerank_given else {}
-    others = {folder.name: {pair.name: given_run(folder, pair) for pair in collection.pairs} for folder in beside}
+    others = {
+        name: {pair.name: given_run(folder, pair) for pair in collection.pairs}
+        for name, folder in named(beside, systems).items()
+    }
     rankings, seconds = {}, {}
     left_out = {pair.name: dict(pair.left_out) for pair in collection.pairs}
     for name, system in systems.items():
@@ -151,7 +170,7 @@ def evaluate_collection(
                         run = dict(zip(topics, rank(score, len(topics), ids, depth), strict=True))
                     rankings[name][pair.name] = run
                     if runs:
-                        write_run(runs / name.replace(" ", "-") / f"{pair.name}.run", run, name)
+                        write_run(runs / re.sub(r"[\s/]+", "-", name).strip("-") / f"{pair.name}.run", run, name)
         seconds[name] = round(time.perf_counter() - began, 2)
     report = scored(collection.pairs, rankings | ({"given run": given} if given else {}) | others)
     for name, value in seconds.items():

@@ -14,7 +14,7 @@ from hmde_dist.command import InputError
 from hmde_dist.corpus.documents import Document
 from hmde_dist.evaluation.baselines import bm25, collection_systems, encoders, words
 from hmde_dist.evaluation.collection import open_collection
-from hmde_dist.evaluation.ranking import MEASURES, evaluate_collection, rank, rerank, values_of_queries
+from hmde_dist.evaluation.ranking import MEASURES, evaluate_collection, named, rank, rerank, values_of_queries
 from hmde_dist.evaluation.trec import matched, ordered, read_qrels, read_run, read_topics, write_run
 
 SGML = """<DOC>
@@ -332,14 +332,23 @@ def test_a_collection_is_ranked_tested_and_re_ranked(clef, model, tmp_path):
         {"HMDE": systems["HMDE"]},
         rerank_given=runs / "BM25",
         rerank_depth=1,
-        beside=[runs / "untrained"],
+        beside=[runs / "untrained", runs / "HMDE"],
     )
-    assert list(again["systems"]) == ["HMDE", "given run", "untrained"]
+    assert list(again["systems"]) == ["HMDE", "given run", "untrained", str(runs / "HMDE")]
+    assert again["systems"][str(runs / "HMDE")]["pairs"] == report["systems"]["HMDE"]["pairs"]
     # One document re-ranked is none.
     assert again["systems"]["HMDE"]["macro"] == again["systems"]["given run"]["macro"]
     for name in ("given run", "untrained"):
         before = report["systems"]["BM25" if name == "given run" else name]
         assert again["systems"][name]["pairs"] == before["pairs"]
+
+
+def test_folders_are_told_apart_in_tables(tmp_path):
+    one, other = tmp_path / "a" / "HMDE", tmp_path / "b" / "x"
+    assert named([one, other], ["HMDE"]) == {str(one): one, "x": other}
+    assert list(named([other, tmp_path / "c" / "x"], [])) == ["x", str(tmp_path / "c" / "x")]
+    with pytest.raises(InputError, match="named twice"):
+        named([other, other, other], [])
 
 
 def test_runs_and_documents_of_another_collection_are_refused(clef, model, tmp_path):
