@@ -6,7 +6,6 @@ them back where it needs to. Where an index holds codes, its candidates are rank
 
 import contextlib
 import ctypes
-import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from hmde_dist.command import InputError
 from hmde_dist.evaluation.vectors import Facts, Vectors
 
 NEIGHBOURS = 10  # that recall is measured with
+VISITS = 1 << 12  # of queries to lists in one call: FAISS holds tables of some 10 KiB for each
 
 
 def merge_top(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -89,6 +89,7 @@ class DocumentIndex:
             )
         self.model, self.width = manifest["model"], self.vectors.width
         self.effort, self._rerank = manifest["effort"], manifest["rerank"]
+        self._selectors: dict = {}
 
     def efforts(self) -> Iterator[int]:
         """What `effort` can be, from little to the most that is of use."""
@@ -122,14 +123,12 @@ class DocumentIndex:
         queries = queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
         # For few results as many candidates as for those that recall was measured with.
         wanted = min((max(k, NEIGHBOURS) if self._rerank > 1 else k) * self._rerank, len(self.vectors))
-        parameters = self._parameters(tuple(languages))
-        try:
-            scores, numbers = self._index.search(queries, wanted, params=parameters)
-        except RuntimeError:
-            if not languages:
-                raise
-            kind = self.vectors.manifest["factory"]
-            raise InputError(f"an index of the kind {kind} cannot search in chosen languages; build another") from None
+        at_once = max(1, VISITS // self.effort)
+        calls = [
+            self._candidates(queries[first : first + at_once], wanted, tuple(languages))
+            for first in range(0, len(queries), at_once)
+        ]
+        scores, numbers = (np.concatenate(arrays) for arrays in zip(*calls, strict=True))
         if self._rerank > 1:
             for query, of_query, candidates in zip(queries, scores, numbers, strict=True):
                 of_query[:] = -np.inf
@@ -148,6 +147,19 @@ class DocumentIndex:
             for scores, numbers in zip(*self.search(queries, k, languages), strict=True)
         ]
 
+    def _candidates(
+        self, queries: np.ndarray, wanted: int, languages: tuple[str, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and numbers [Q, wanted] that FAISS finds."""
+        parameters = self._parameters(languages)
+        try:
+            return self._index.search(queries, wanted, params=parameters)
+        except RuntimeError:
+            if not languages:
+                raise
+            kind = self.vectors.manifest["factory"]
+            raise InputError(f"an index of the kind {kind} cannot search in chosen languages; build another") from None
+
     def _parameters(self, languages: tuple[str, ...]):
         """What FAISS calls the parameters of a search."""
         import faiss
@@ -163,7 +175,6 @@ class DocumentIndex:
             parameters = faiss.SearchParametersPreTransform(index_params=parameters)
         return parameters
 
-    @functools.lru_cache(maxsize=16)  # noqa: B019 -- an index lives as long as its searches
     def _selector(self, languages: tuple[str, ...]):
         """One bit for each document: whether it is in one of the languages."""
         import faiss
@@ -172,5 +183,7 @@ class DocumentIndex:
         unknown = [language for language in languages if language not in names]
         if unknown:
             raise InputError(f'no document is in "{unknown[0]}"; there are: {", ".join(names)}')
-        chosen = np.isin(self.facts.languages, [names.index(language) for language in languages])
-        return faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+        if languages not in self._selectors:
+            chosen = np.isin(self.facts.languages, [names.index(language) for language in languages])
+            self._selectors[languages] = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+        return self._selectors[languages]

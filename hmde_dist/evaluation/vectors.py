@@ -11,7 +11,6 @@
 Owns the layout. Nothing that grows with the corpus is held in memory. Knows nothing of models and indexes.
 """
 
-import functools
 import json
 import os
 import shutil
@@ -87,6 +86,7 @@ class Vectors:
                 "tools/encode.py"
             ) from None
         self._ends = np.cumsum([shard["rows"] for shard in self.shards], dtype=np.int64)
+        self._maps: dict[int, np.memmap] = {}
         for shard in self.shards:
             path = self.folder / shard["file"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
@@ -95,9 +95,10 @@ class Vectors:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    @functools.cache  # noqa: B019 -- as long-lived as the maps it holds
     def _map(self, shard: int) -> np.memmap:
-        return np.load(self.folder / self.shards[shard]["file"], mmap_mode="r")
+        if shard not in self._maps:
+            self._maps[shard] = np.load(self.folder / self.shards[shard]["file"], mmap_mode="r")
+        return self._maps[shard]
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Rows [n, W] (fp32) by number, from the memory maps: for rows here and there."""
