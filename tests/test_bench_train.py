@@ -29,7 +29,7 @@ def recipe(shards, tmp_path):
 
 def run(*arguments, ranks: int = 1):
     command = [PROGRAMS / "python"] if ranks == 1 else torchrun(ranks)
-    return finish(start([*command, TOOL, *arguments]), seconds=300)
+    return finish(start([*command, TOOL, *arguments]), seconds=600)
 
 
 def test_one_command_measures_the_step_and_compares_it_with_all_others(recipe, shards):
@@ -76,6 +76,7 @@ def test_memory_is_measured_in_processes_of_their_own(recipe, tmp_path):
     [
         ({"cache": True}, ["engine.chunk_tokens=null"], 1, "set engine.chunk_tokens"),
         ({}, [], 3, "data.pairs_per_batch=8 is not divisible by 3 ranks"),
+        ({}, ["model.lower.frozen=true"], 1, "add --frozen"),
         ({"synthetic": 8}, [], 2, "run on one rank"),
         ({"cpu_seconds": True}, [], 2, "use one rank on a CPU"),
     ],

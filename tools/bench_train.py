@@ -112,7 +112,7 @@ class PackedStep:
 
     def train(self, number: int, batch: RankBatch, parts: StepParts | None = None) -> None:
         recipe = self.bench.recipe
-        set_learning_rate(self.engine, recipe, number)
+        set_learning_rate(self.engine, recipe, number % recipe.run.steps)
         forward_backward(
             self.engine,
             batch,
@@ -296,9 +296,8 @@ def against_one_chunk(step: PackedStep, pace: Pace) -> str:
 def against_frozen(step: PackedStep, pace: Pace) -> str:
     bench = step.bench
     encoder = bench.encoder()
-    encoder.lower.requires_grad_(False)
     with computed_vectors(bench, encoder) as (vectors, seconds):
-        engine = start_engine(bench.recipe, encoder, bench.world)
+        engine = start_engine(bench.recipe, encoder, bench.world, frozen=True)
         frozen = PackedStep("frozen", bench, engine, bench.part(bench.recipe.engine.chunk_tokens, vectors))
         rounds = in_turns(frozen, step, pace)
     sentences = sum(int(v.layout.first_row[-1]) for v in vectors)
@@ -411,6 +410,8 @@ def check(args: argparse.Namespace, recipe: Recipe, world: topology.World) -> No
     """Refuse what cannot be measured, before anything is started."""
     if recipe.data.pairs_per_batch % world.size:
         raise InputError(f"data.pairs_per_batch={recipe.data.pairs_per_batch} is not divisible by {world.size} ranks")
+    if recipe.model.lower.frozen:
+        raise InputError("a frozen step is measured beside one that is not: set model.lower.frozen=false, add --frozen")
     if (args.cache or args.memory_plot) and recipe.engine.chunk_tokens is None:
         raise InputError("--cache and --memory-plot measure chunks: set engine.chunk_tokens")
     if world.size > 1 and (args.memory_plot or args.synthetic):

@@ -50,19 +50,18 @@ def attend(
             from torch.nn.attention.varlen import varlen_attn
 
             return varlen_attn(query_THw, key_THw, value_THw, starts, starts, longest, longest, window_size=both)
-    outputs, start = [], 0
-    for length, count in segments.runs:
-        part = slice(start, start + length * count)
-        query, key, value = (
-            t[part].view(count, length, *t.shape[1:]).transpose(1, 2) for t in (query_THw, key_THw, value_THw)
-        )
+    # Not slices, each of whose backward passes would fill a gradient of the whole stream.
+    sizes = [length * count for length, count in segments.runs]
+    parts = zip(*(tensor.split(sizes) for tensor in (query_THw, key_THw, value_THw)), strict=True)
+    outputs = []
+    for (length, count), part in zip(segments.runs, parts, strict=True):
+        query, key, value = (t.view(count, length, *t.shape[1:]).transpose(1, 2) for t in part)
         near = None
         if window is not None and length > window + 1:
             places = torch.arange(length, device=query.device)
             near = (places[:, None] - places).abs() <= window
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=near, dropout_p=dropout)
         outputs.append(mixed.transpose(1, 2).reshape(length * count, *query_THw.shape[1:]))
-        start += length * count
     return torch.cat(outputs)
 
 
