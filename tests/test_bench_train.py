@@ -64,7 +64,7 @@ def test_two_ranks_measure_together(recipe):
 def test_memory_is_measured_in_processes_of_their_own(recipe, tmp_path):
     job = run(recipe, "--memory-plot", tmp_path / "memory.png")
     assert job.code == 0, job.output
-    rows = re.findall(r"^\| +([\d,]+) \| +(\d+) \| +([\d,.]+) \|", job.output, re.MULTILINE)
+    rows = re.findall(r"^\| *([\d,]+) +\| +(\d+) \| +([\d,.]+) \|", job.output, re.MULTILINE)
     assert [int(documents) for documents, _, _ in rows] == [16, 32, 64]
     chunks = [int(count) for _, count, _ in rows]
     assert 1 < chunks[0] < chunks[1] < chunks[2]
