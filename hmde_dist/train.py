@@ -99,6 +99,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
     identity = checkpoint.identity_of(recipe, mixture.indexes)
     found = checkpoint.find(checkpoints, recipe, identity, world)
     encoder = build_model(recipe.model, index, data.sentences, recipe.scale, run.seed)
+    encoder.config.languages = sorted({language for one in mixture.indexes for language in one.languages})
     frozen = recipe.model.lower.frozen_at(found["state"]["step"] if found else 0)
     vectors = sentence_vectors(recipe, encoder, mixture.indexes, world) if frozen else ()
     engine = start_engine(recipe, encoder, world, frozen)

@@ -22,6 +22,9 @@ from hmde_dist.stream.batch import PackedBatch
 from hmde_dist.topology import World
 
 
+BUCKET = 50_000_000  # elements that are communicated at once
+
+
 class TrainedModule(nn.Module):
     """What the engine trains: the encoder and the objectives."""
 
@@ -79,7 +82,8 @@ def parameter_groups(module: TrainedModule, recipe: Recipe) -> list[dict]:
 def deepspeed_config(recipe: Recipe, world: World) -> dict:
     """The DeepSpeed configuration of a recipe."""
     engine = recipe.engine
-    zero: dict = {"stage": engine.zero_stage}
+    # Buffers of 200 MB: DeepSpeed's own are 2 GB each, as much as the weights of a large encoder.
+    zero: dict = {"stage": engine.zero_stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
     if engine.zero_stage == 3:
         kept = engine.zero3_persistence
         zero["stage3_param_persistence_threshold"] = 100_000 if kept is None else kept
