@@ -7,13 +7,18 @@ import os
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from hmde_dist.command import InputError
+from hmde_dist.engine import forecast
+from hmde_dist.engine.meter import PEAK_FLOPS
 from hmde_dist.model.export import build_model
 from hmde_dist.recipe import Recipe
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.mixture import LanguagePairs, Mixture, Source
 from hmde_dist.stream.plan import PlanSettings
+
+GIB = 2**30
 
 
 def check_world(recipe: Recipe, size: int) -> None:
@@ -75,16 +80,26 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"run.folder={folder}: {existing} is no folder that can be written to")
 
 
-def print_plan(recipe: Recipe) -> None:
-    """What a run would do, from the recipe and the index of its shards alone."""
+def print_plan(recipe: Recipe, world: int = 1, gpu: str = "H100") -> None:
+    """What a run would do and need, from the recipe and the index of its shards alone; see `engine.forecast`.
+
+    Args:
+        world: ranks.
+        gpu: a name of `meter.PEAK_FLOPS`, for times.
+    """
+    check_world(recipe, world)
+    if gpu not in PEAK_FLOPS:
+        raise InputError(f"--gpu {gpu}: no peak is known of it; there are {', '.join(PEAK_FLOPS)}")
     mixture = open_mixture(recipe)
     settings, part = mixture.settings, mixture.parts[0]
-    encoder = build_model(recipe.model, mixture.indexes[0], settings.sentences, recipe.scale, settings.seed)
+    with torch.device("meta"):
+        encoder = build_model(recipe.model, mixture.indexes[0], settings.sentences, recipe.scale, settings.seed)
     pairs, steps = settings.pairs, recipe.run.steps
     lower, upper = (sum(p.numel() for p in part.parameters()) for part in (encoder.lower, encoder.upper))
     for index in mixture.indexes:
         print(
-            f"data        {index.groups:,} groups, {index.manifest['documents']:,} documents, {len(index.languages)} languages"
+            f"data        {index.groups:,} groups, {index.manifest['documents']:,} documents, {len(index.languages)} languages; "
+            f"{len(index.manifest['shards'])} shards for {world * max(1, recipe.data.workers)} loader processes"
         )
     print(f"model       {lower:,} parameters in the sentence encoder, {upper:,} in the document encoder")
     documents = 2 * pairs * (1 + (recipe.data.hard_negatives == "paper"))
@@ -98,3 +113,26 @@ def print_plan(recipe: Recipe) -> None:
         + (" of the first source, were it alone" if len(mixture.parts) > 1 else "")
     )
     print(f"worlds      {', '.join(str(n) for n in range(1, pairs + 1) if pairs % n == 0)} ranks")
+    frozen = recipe.model.lower.frozen and recipe.model.lower.unfreeze_at_step is None
+    model = forecast.model_of(encoder, frozen)
+    batch = forecast.batch_of(mixture, documents, recipe.engine.chunk_tokens)
+    precision = recipe.engine.precision
+    for stage in range(4):
+        memory = forecast.memory(model, batch, world, stage, 2 if precision == "bf16" else 4)
+        mark = " <- engine.zero_stage" if stage == recipe.engine.zero_stage else ""
+        print(
+            f"{f'{world} ranks' if not stage else '':<11} ZeRO {stage}: {memory.states / GIB:.2f} GiB weights, gradients, moments and DeepSpeed's "
+            f"copies + {memory.activations / GIB:.2f} of a chunk + {memory.vectors / GIB:.2f} vectors{mark}"
+        )
+    time = forecast.step_time(model, batch, world, recipe.engine.zero_stage, gpu)
+    print(
+        f"step        {forecast.step_flops(model, batch) / 1e12:,.2f} TFLOP, {sum(forecast.communicated_bytes(model, batch, world, recipe.engine.zero_stage).values()) / GIB:.2f} GiB sent by a rank; "
+        f"on {world} {gpu}: {time.compute:.3f} s computing, {time.communication:.3f} s communicating, "
+        f"MFU {forecast.mfu(model, batch, world, gpu, time.seconds):.0%} at {forecast.EFFICIENCY:.0%} of the peak while computing"
+    )
+    print(f"estimate    {steps * time.seconds / 3600:,.2f} hours, {documents / time.seconds:,.0f} documents/s")
+    size = forecast.checkpoint_bytes(model)
+    print(
+        f"checkpoint  {size / GIB:.2f} GiB; {size / world / forecast.DISK:.0f} s beside the training at "
+        f"{forecast.DISK / 1e9:.0f} GB/s a rank"
+    )

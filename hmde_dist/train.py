@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent.resolve()]
 
 try:
-    from hmde_dist.command import DONE, STOPPED, InputError, RunError, argument_parser, run_command
+    from hmde_dist.command import DONE, STOPPED, InputError, RunError, argument_parser, positive, run_command
 except ModuleNotFoundError:
     sys.exit(
         "error: hmde_dist is not installed in this Python: run `pip install -e .` in the checkout (or `make install`)"
@@ -62,6 +62,8 @@ def main() -> int:
     parser.add_argument("recipe", type=Path, metavar="RECIPE")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--plan", action="store_true", help="print what the run would do, without training")
+    parser.add_argument("--world", type=positive, default=1, metavar="N", help="ranks that --plan reckons with")
+    parser.add_argument("--gpu", default="H100", metavar="NAME", help="GPU that --plan reckons with (%(default)s)")
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe")
     parser.add_argument("--local_rank", help="set by the deepspeed launcher; not used")
     args = parser.parse_intermixed_args()
@@ -70,7 +72,7 @@ def main() -> int:
         print(dump_recipe(recipe), end="")
         return DONE
     if args.plan:
-        print_plan(recipe)
+        print_plan(recipe, args.world, args.gpu)
         return DONE
     world = topology.join(recipe.engine.timeout_minutes)
     stopping = Stopping(recipe.run, world)

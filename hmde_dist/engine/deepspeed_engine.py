@@ -21,7 +21,6 @@ from hmde_dist.recipe import Recipe
 from hmde_dist.stream.batch import PackedBatch
 from hmde_dist.topology import World
 
-
 BUCKET = 50_000_000  # elements that are communicated at once
 
 

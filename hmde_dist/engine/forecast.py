@@ -1,7 +1,7 @@
 """What a training would need before it is started: memory of a rank, FLOPs, communication, time of a step, checkpoints.
 
-Pure functions of numbers; nothing is built, read or measured here. What they leave out they say. Training keeps fp32
-weights, fp32 gradients and two fp32 states of AdamW: 16 bytes a parameter.
+Pure functions of numbers; nothing is built or measured here. What they leave out they say. Training keeps fp32
+weights, fp32 gradients and two fp32 states of AdamW: 16 bytes a parameter; DeepSpeed's flat copies and buffers come on top.
 
 Legend: bytes are whole numbers, times seconds, bandwidths bytes a second.
 """
@@ -9,11 +9,19 @@ Legend: bytes are whole numbers, times seconds, bandwidths bytes a second.
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+
 from hmde_dist.engine.meter import PEAK_FLOPS
+from hmde_dist.model.modeling_hmde import HMDEModel
+from hmde_dist.stream.mixture import Mixture
 
 FP32 = 4
 # NVIDIA's data sheets: memory of a GPU, and NVLink in one direction.
 GPU_BYTES = {"A100": 80e9, "H100": 80e9, "H200": 141e9, "B200": 192e9}
+NETWORK = 50e9  # a card of 400 Gb/s for each GPU
+DISK = 1e9  # a parallel file system, for each rank
+EFFICIENCY = 0.5  # assumed: no GPU was measured
 NVLINK = {"A100": 300e9, "H100": 450e9, "H200": 450e9, "B200": 900e9}
 
 
@@ -22,12 +30,14 @@ class Model:
     """Sizes of a hierarchical encoder.
 
     Attributes:
-        parameters: all that is trained.
+        parameters: all of them.
+        trained: those that are trained.
         lower_weights, upper_weights: weights of the matrices that a token, or a sentence, is multiplied with.
         width, layers, intermediate: of the sentence encoder.
     """
 
     parameters: int
+    trained: int
     lower_weights: int
     upper_weights: int
     width: int
@@ -49,18 +59,75 @@ class Batch:
         return self.chunk_tokens is not None and self.chunk_tokens < self.tokens / world
 
 
-def state_bytes(parameters: int, world: int, zero_stage: int) -> dict[str, int]:
+# Bytes a parameter that a rank holds at its peak besides what `ideal_states` says, measured (docs/benchmarks.md): whole on every
+# rank, and for its share of the parameters. DeepSpeed 0.19.8 flattens weights and gradients into buffers of its own.
+COPIES = {0: (0, 0), 1: (0, 0), 2: (0, 0), 3: (0, 0)}
+
+
+def ideal_states(parameters: int, world: int, zero_stage: int) -> int:
     """Model states of a rank, in bytes (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section 3 and figure 1).
 
-    What a stage partitions is divided by the world: 1 the optimizer's states, 2 the gradients, 3 the weights. A lower
-    bound: DeepSpeed holds flat copies and buckets for its reductions beside them, which are not counted.
+    What a stage partitions is divided by the world: 1 the optimizer's states, 2 the gradients, 3 the weights.
     """
     share = math.ceil(parameters / world)
-    return {
-        "weights": FP32 * (share if zero_stage >= 3 else parameters),
-        "gradients": FP32 * (share if zero_stage >= 2 else parameters),
-        "optimizer": 2 * FP32 * (share if zero_stage >= 1 else parameters),
-    }
+    weights, gradients, moments = (share if zero_stage >= stage else parameters for stage in (3, 2, 1))
+    return FP32 * (weights + gradients + 2 * moments)
+
+
+def state_bytes(model: Model, world: int, zero_stage: int) -> int:
+    """What a rank holds of the model at its peak, in bytes: states of all that is trained, weights of what is frozen."""
+    whole, part = COPIES[zero_stage]
+    trained, frozen = model.trained, model.parameters - model.trained
+    copies = whole * trained + part * math.ceil(trained / world)
+    return ideal_states(trained, world, zero_stage) + copies + FP32 * (frozen // world if zero_stage == 3 else frozen)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a rank at the peak of a step."""
+
+    states: int
+    activations: int
+    vectors: int
+
+
+def memory(model: Model, batch: Batch, world: int, zero_stage: int, bytes_each: int = 2) -> Memory:
+    """What a rank needs, by what it is for."""
+    return Memory(
+        state_bytes(model, world, zero_stage),
+        activation_bytes(model, batch, world, bytes_each),
+        vector_bytes(model, batch, world),
+    )
+
+
+def model_of(encoder: HMDEModel, frozen: bool) -> Model:
+    """The sizes of an encoder, which may be on the meta device."""
+    numbers = [sum(p.numel() for p in part.parameters()) for part in (encoder.lower, encoder.upper)]
+    matrices = [
+        sum(m.weight.numel() for m in part.modules() if isinstance(m, torch.nn.Linear))
+        for part in (encoder.lower, encoder.upper)
+    ]
+    settings = encoder.lower.config
+    trained = numbers[1] if frozen else sum(numbers)
+    lower = 0 if frozen else matrices[0]
+    return Model(
+        sum(numbers),
+        trained,
+        lower,
+        matrices[1],
+        settings.hidden_size,
+        settings.num_hidden_layers,
+        settings.intermediate_size,
+    )
+
+
+def batch_of(mixture: Mixture, documents: int, chunk_tokens: int | None) -> Batch:
+    """A batch of `documents` documents as long as those of the first source are on average."""
+    columns, most = mixture.indexes[0].columns, mixture.settings.sentences
+    sentences = columns["document_sentences"].astype(np.int64)
+    kept = np.minimum(sentences, most)
+    tokens = columns["document_tokens"] * (kept / np.maximum(1, sentences)) + 2 * kept
+    return Batch(documents, round(documents * (kept.mean() + 1)), round(documents * tokens.mean()), chunk_tokens)
 
 
 def activation_bytes(model: Model, batch: Batch, world: int, bytes_each: int = 2) -> int:
@@ -99,11 +166,11 @@ def communicated_bytes(model: Model, batch: Batch, world: int, zero_stage: int) 
     """
     part = (world - 1) / world
     volumes = 3 if zero_stage >= 3 else 2
-    if zero_stage >= 3 and batch.cached(world):
+    if zero_stage == 3 and batch.cached(world):
         # Every chunk gathers the weights again, forward twice and backward once; gradients are reduced once.
         volumes = 3 * math.ceil(batch.tokens / world / batch.chunk_tokens) + 1
     return {
-        "weights": round(volumes * part * FP32 * model.parameters),
+        "weights": round(volumes * part * FP32 * model.trained),
         "vectors": round(2 * part * FP32 * model.width * batch.documents),
     }
 
@@ -120,19 +187,23 @@ class StepTime:
         return self.compute + self.communication
 
 
+def bandwidth(world: int, gpu: str) -> float:
+    """Bytes a second that a rank sends: over NVLink inside a node of eight, else through a network card of its own."""
+    return NVLINK[gpu] if world <= 8 else NETWORK
+
+
 def step_time(
-    model: Model, batch: Batch, world: int, zero_stage: int, gpu: str, efficiency: float, bandwidth: float
+    model: Model, batch: Batch, world: int, zero_stage: int, gpu: str, efficiency: float = EFFICIENCY
 ) -> StepTime:
-    """How long a step takes on `world` GPUs.
+    """How long a step takes on `world` GPUs, if nothing hides the communication.
 
     Args:
         gpu: a name of `meter.PEAK_FLOPS`.
         efficiency: share of that peak which the kernels reach while they compute; to be measured on one GPU.
-        bandwidth: bytes a second that a rank sends and receives; between nodes that of its network card.
     """
     compute = executed_flops(model, batch, world) / world / (PEAK_FLOPS[gpu] * efficiency)
     sent = sum(communicated_bytes(model, batch, world, zero_stage).values())
-    return StepTime(compute, sent / bandwidth)
+    return StepTime(compute, sent / bandwidth(world, gpu))
 
 
 def mfu(model: Model, batch: Batch, world: int, gpu: str, seconds: float) -> float:
@@ -140,6 +211,6 @@ def mfu(model: Model, batch: Batch, world: int, gpu: str, seconds: float) -> flo
     return step_flops(model, batch) / seconds / (world * PEAK_FLOPS[gpu])
 
 
-def checkpoint_bytes(parameters: int) -> int:
-    """Weights and two states of AdamW in fp32, over all ranks: 12 bytes a parameter."""
-    return 3 * FP32 * parameters
+def checkpoint_bytes(model: Model) -> int:
+    """fp32 weights of all, and two moments of what is trained, over all ranks."""
+    return FP32 * (model.parameters + 2 * model.trained)
