@@ -7,7 +7,7 @@ from launch import write_recipe
 from hmde_dist.command import InputError
 from hmde_dist.engine.padded_step import PaddedModel, pad, padded_contrast
 from hmde_dist.model.export import build_model
-from hmde_dist.objectives.document_contrast import document_contrast
+from hmde_dist.objectives.tile_loss import Hard, tile_loss
 from hmde_dist.recipe import load_recipe
 from hmde_dist.stream.loader import RankBatches
 from hmde_dist.train import open_mixture
@@ -64,7 +64,9 @@ def test_without_dropout_both_steps_have_one_loss_and_one_gradient(opened, overr
     groups = torch.arange(len(found) // sides).repeat(sides)
     if sides == 4:
         groups[len(found) // 2 :] += len(found)
-    loss = document_contrast(expected, groups, torch.tensor([20.0]), hard_negatives=sides == 4).loss
+    (x, y, *hard), (pairs, _, *hard_groups) = expected.chunk(sides), groups.chunk(sides)
+    hard_x, hard_y = map(Hard, hard, hard_groups) if hard else (None, None)
+    loss = tile_loss(x, y, pairs, torch.tensor([20.0]), hard_x=hard_x, hard_y=hard_y).loss
     classical = padded_contrast(found, 20.0, sides)
     assert classical.item() == pytest.approx(loss.item(), rel=1e-5)
     loss.backward()

@@ -53,7 +53,7 @@ def test_rates_are_sums_over_ranks_and_fractions_stay_fractions(monkeypatch):
     monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
 
     class Batch:
-        groups, tokens, slots, imbalance = (3, 2), 90, 100, 0.5
+        documents, tokens, slots, imbalance = 2, 90, 100, 0.5
 
     reading = meter.Meter(torch.device("cpu"))
     reading.count(Batch, 1.0)
@@ -73,7 +73,7 @@ def test_mfu_is_flops_over_seconds_and_peak(monkeypatch):
     monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     reading = meter.Meter(torch.device("cuda", 0))
-    batch = argparse.Namespace(groups=(1,), tokens=1, slots=1, imbalance=0.0)
+    batch = argparse.Namespace(documents=1, tokens=1, slots=1, imbalance=0.0)
     for _ in range(2):
         reading.count(batch, 989e12)
     assert reading.read(lambda value: value)["mfu"] == pytest.approx(0.25)
