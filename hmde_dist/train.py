@@ -28,6 +28,7 @@ except ModuleNotFoundError:
 import numpy as np
 
 from hmde_dist import topology
+from hmde_dist.benchmark import peak_bytes
 from hmde_dist.corpus.tokenizer import load_tokenizer
 from hmde_dist.engine import checkpoint
 from hmde_dist.engine.deepspeed_engine import TrainedModule, set_learning_rate, start_engine
@@ -257,7 +258,8 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
         # A run that was made longer has the export of its shorter self.
         shutil.rmtree(run.folder / "export", ignore_errors=True)
         export_run(run.folder, run.folder / "export")
-    journal.event("done", step=state["step"])
+    peak = world.maximum(peak_bytes(world.device.type))
+    journal.event("done", step=state["step"], peak_gib=round(peak / 2**30, 3))
     journal.close()
     world.barrier()
     return DONE

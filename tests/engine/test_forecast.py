@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from hmde_dist.engine.forecast import (
@@ -7,8 +9,9 @@ from hmde_dist.engine.forecast import (
     checkpoint_bytes,
     communicated_bytes,
     executed_flops,
+    ideal_states,
     mfu,
-    state_bytes,
+    model_of,
     step_flops,
     step_time,
     vector_bytes,
@@ -16,17 +19,23 @@ from hmde_dist.engine.forecast import (
 
 # XLM-R base below two layers of 2,048: 278 million parameters, 192 of them in an embedding table.
 MODEL = Model(
-    parameters=290_000_000, lower_weights=85_000_000, upper_weights=11_000_000, width=768, layers=12, intermediate=3072
+    parameters=290_000_000,
+    trained=290_000_000,
+    lower_weights=85_000_000,
+    upper_weights=11_000_000,
+    width=768,
+    layers=12,
+    intermediate=3072,
 )
 BATCH = Batch(documents=8192, sentences=8192 * 17, tokens=8192 * 16 * 24)
 
 
 @pytest.mark.parametrize(("stage", "bytes_each"), [(0, 16), (1, 8 + 8 / 64), (2, 4 + 12 / 64), (3, 16 / 64)])
 def test_zero_divides_what_its_stage_partitions(stage, bytes_each):
-    assert sum(state_bytes(64_000_000, 64, stage).values()) == bytes_each * 64_000_000
-    assert sum(state_bytes(64_000_000, 1, stage).values()) == 16 * 64_000_000
+    assert ideal_states(64_000_000, 64, stage) == bytes_each * 64_000_000
+    assert ideal_states(64_000_000, 1, stage) == 16 * 64_000_000
     # The paper's figure 1 has 16 bytes a parameter, too: 7.5 billion parameters, 120 GB, and 1.9 GB on 64 GPUs at stage 3.
-    assert sum(state_bytes(7_500_000_000, 64, 3).values()) / 1e9 == pytest.approx(1.9, abs=0.05)
+    assert ideal_states(7_500_000_000, 64, 3) / 1e9 == pytest.approx(1.9, abs=0.05)
 
 
 def test_activations_are_those_of_one_chunk():
@@ -49,20 +58,20 @@ def test_the_gradient_cache_costs_a_forward_pass():
 def test_flops_are_those_that_the_meter_counts(shards, tmp_path):
     from launch import write_recipe
 
-    from hmde_dist.engine.meter import _matrix_weights, model_flops
+    from hmde_dist.engine.meter import model_flops
     from hmde_dist.model.export import build_model
+    from hmde_dist.preflight import open_mixture
     from hmde_dist.recipe import load_recipe
     from hmde_dist.stream.loader import RankBatches
-    from hmde_dist.train import open_mixture
 
     recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", shards("mds")))
     mixture = open_mixture(recipe)
     encoder = build_model(recipe.model, mixture.indexes[0], 6, 20.0, 0)
     batch = RankBatches(mixture, 0, 1, False, None)[0]
     (chunk,) = batch.chunks
-    lower, upper = _matrix_weights(encoder.lower), _matrix_weights(encoder.upper)
-    model = Model(0, lower, upper, 32, 1, 64)
-    documents = Batch(len(batch.groups), len(chunk.upper_rows), batch.tokens)
+    model = model_of(encoder, frozen=False)
+    assert model.parameters == model.trained == sum(p.numel() for p in encoder.parameters())
+    documents = Batch(batch.documents, len(chunk.upper_rows), batch.tokens)
     assert step_flops(model, documents) == model_flops(encoder, batch) > 0
 
 
@@ -79,14 +88,16 @@ def test_a_rank_alone_sends_nothing_and_stage_3_half_as_much_again():
 
 
 def test_time_and_utilisation_agree_where_nothing_is_sent():
-    alone = step_time(MODEL, BATCH, 1, 1, "H100", efficiency=0.4, bandwidth=50e9)
+    alone = step_time(MODEL, BATCH, 1, 1, "H100", efficiency=0.4)
     assert alone.communication == 0
     assert mfu(MODEL, BATCH, 1, "H100", alone.seconds) == pytest.approx(0.4)
-    many = step_time(MODEL, BATCH, 8, 1, "H100", efficiency=0.4, bandwidth=50e9)
+    many = step_time(MODEL, BATCH, 8, 1, "H100", efficiency=0.4)
     assert many.compute == pytest.approx(alone.compute / 8)
-    assert many.communication == pytest.approx(sum(communicated_bytes(MODEL, BATCH, 8, 1).values()) / 50e9)
+    assert many.communication == pytest.approx(sum(communicated_bytes(MODEL, BATCH, 8, 1).values()) / 450e9)
     assert mfu(MODEL, BATCH, 8, "H100", many.seconds) < 0.4
 
 
-def test_a_checkpoint_has_weights_and_two_states():
-    assert checkpoint_bytes(1_000) == 12_000
+def test_a_checkpoint_has_weights_and_the_moments_of_what_is_trained():
+    assert checkpoint_bytes(MODEL) == 12 * MODEL.parameters
+    frozen = replace(MODEL, trained=11_000_000)
+    assert checkpoint_bytes(frozen) == 4 * MODEL.parameters + 8 * 11_000_000
