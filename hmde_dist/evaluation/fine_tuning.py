@@ -22,7 +22,6 @@ from torch import nn
 from hmde_dist.command import InputError, progress
 from hmde_dist.corpus.documents import Document
 from hmde_dist.corpus.sentences import split_sentences
-from hmde_dist.engine.deepspeed_engine import parameter_groups, set_learning_rate
 from hmde_dist.engine.schedule import learning_rate
 from hmde_dist.evaluation.classification import Fit
 from hmde_dist.evaluation.labelled import Rows
@@ -110,7 +109,7 @@ def _start(module: Classifier, settings: Settings, world: World):
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**62,
     }
-    optimizer = torch.optim.AdamW(parameter_groups(module, 0.0), lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     return engine
@@ -161,7 +160,8 @@ class _Run:
         )
         with bar:
             for step, batch in enumerate(self._batches(rows.train, settings, seed)):
-                set_learning_rate(self.engine, learning_rate(schedule, step, settings.steps))
+                for group in self.engine.optimizer.param_groups:
+                    group["lr"] = learning_rate(schedule, step, settings.steps)
                 for part in np.split(batch, self.engine.gradient_accumulation_steps()):
                     self.engine.backward(self.loss(self.engine(self.pack(part)), part))
                     self.engine.step()
