@@ -81,7 +81,8 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run(how, message, tmp_path, sha
     assert len(journal(tmp_path / "run")) == 2
     reports = tmp_path / "run" / "hang"
     assert "all_reduce" in (reports / "rank-00000.txt").read_text()
-    if "sleep(10**6)" in how:
+    # Whoever held the lock tells later, unless the launcher ends it before.
+    if how.startswith("time") or ("PyDLL" in how and ended.codes[1] == 1):
         trace = (reports / "rank-00001.txt").read_text() if how.startswith("time") else ended.output
         assert "in next_batch" in trace
 

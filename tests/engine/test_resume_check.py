@@ -40,7 +40,7 @@ def test_a_run_that_resumes_is_said_to_and_one_that_does_not_is_not(tmp_path, sh
     said = []
     same, other = resume_check.verify_resume(recipe, 2, 1, 4, tmp_path / "runs", said.append)
     assert same.holds and same.batches and same.loss == 0 and same.weights == 0
-    assert other.holds and other.batches and 0 <= other.loss < 1e-6 and 0 < other.weights < 1e-6
+    assert other.holds and other.batches and 0 <= other.loss < 1e-6 and 0 < other.weights < 1e-4
     assert said == [
         "4 steps on 2 ranks, without interruption",
         "steps 3 to 4 on 2 ranks, from the checkpoint of step 2",

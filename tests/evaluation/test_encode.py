@@ -151,7 +151,7 @@ def test_memory_does_not_grow_with_the_documents(model_folder, tmp_path):
         peaks.append(float(job.output.split()[-1]))
     # The texts of the 10,500 more documents have 33 MiB.
     assert path.stat().st_size > 38e6
-    assert peaks[1] - peaks[0] < 15, peaks
+    assert peaks[1] - peaks[0] < 25, peaks
 
 
 def test_what_cannot_be_encoded_is_refused_and_leaves_nothing(model, model_folder, tokenizer, small_corpus, tmp_path):
