@@ -121,8 +121,8 @@ def print_plan(recipe: Recipe, world: int = 1, gpu: str = "H100") -> None:
         memory = forecast.memory(model, batch, world, stage, 2 if precision == "bf16" else 4)
         mark = " <- engine.zero_stage" if stage == recipe.engine.zero_stage else ""
         print(
-            f"{f'{world} ranks' if not stage else '':<11} ZeRO {stage}: {memory.states / GIB:.2f} GiB weights, gradients, moments and DeepSpeed's "
-            f"copies + {memory.activations / GIB:.2f} of a chunk + {memory.vectors / GIB:.2f} vectors{mark}"
+            f"{f'{world} ranks' if not stage else '':<11} ZeRO {stage}: at least {memory.states / GIB:.2f} GiB weights, gradients, moments + "
+            f"{memory.activations / GIB:.2f} of a chunk + {memory.vectors / GIB:.2f} vectors{mark}"
         )
     time = forecast.step_time(model, batch, world, recipe.engine.zero_stage, gpu)
     print(

@@ -226,6 +226,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
             record = {name: state[name] for name in ("step", "batch", "documents", "tokens")}
             record |= {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm}
             record |= watch_objectives(engine.module, parts, world)
+            record["peak_gib"] = round(world.maximum(peak_bytes(world.device.type)) / 2**30, 3)
             journal.step(record | meter.read(world.total))
             journal.ranks(step, stragglers.read())
         if applied and validation_due():
@@ -258,8 +259,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
         # A run that was made longer has the export of its shorter self.
         shutil.rmtree(run.folder / "export", ignore_errors=True)
         export_run(run.folder, run.folder / "export")
-    peak = world.maximum(peak_bytes(world.device.type))
-    journal.event("done", step=state["step"], peak_gib=round(peak / 2**30, 3))
+    journal.event("done", step=state["step"])
     journal.close()
     world.barrier()
     return DONE

@@ -2,10 +2,10 @@
 arXiv 2101.06983, for a hierarchy).
 
 The rows that the losses need (document vectors, queries, sums over tokens, ...) are computed chunk by chunk without a graph; the
-losses run once on all of them; then every chunk is encoded again, with the same dropout, and the gradient of its rows is
-pushed back through it. Memory for activations is that of one chunk, whatever the batch, for one forward pass more. The cut is
-behind the document encoder: that is a few per cent of the work, so encoding it twice costs less than keeping its graph over
-the whole batch.
+losses run once on all of them; then the gradient of its rows is pushed back through every chunk, which is encoded again for that
+with the same dropout. (Not the last one, which still has its graph.) Memory for activations is that of one chunk, whatever the
+batch, for one forward pass more. The cut is behind the document encoder: that is a few per cent of the work, so encoding it
+twice costs less than keeping its graph over the whole batch.
 
 DeepSpeed is told to reduce gradients once a step. Called once for each chunk it would, under ZeRO 1 and 2, silently
 keep the last chunk's gradient alone.
@@ -40,38 +40,37 @@ def forward_backward(
         engine.backward(loss)
         return loss.detach(), parts
 
-    with torch.no_grad():
-        found = []
-        for number, chunk in enumerate(batch.chunks):
-            torch.manual_seed(seed(number))
+    last = len(batch.chunks) - 1
+    found = []
+    for number, chunk in enumerate(batch.chunks):
+        torch.manual_seed(seed(number))
+        # The last one keeps its graph, for its turn comes next: one chunk less is encoded twice.
+        with torch.set_grad_enabled(number == last):
             rows, constants = engine(chunk)
-            found.append(rows)
-    cached = {name: torch.cat([rows[name] for rows in found]) for name in found[0]}
-    leaves = {name: _leaf(tensor) for name, tensor in cached.items()}
-    constants = {name: _leaf(tensor) for name, tensor in constants.items()}
-    loss, parts = total_loss(leaves, constants)
+        found.append(rows)
+    leaves = {name: _leaf(torch.cat([rows[name].detach() for rows in found])) for name in rows}
+    constant_leaves = {name: _leaf(tensor) for name, tensor in constants.items()}
+    loss, parts = total_loss(leaves, constant_leaves)
     # Outside the engine: these are leaves, nothing of the model.
     loss.backward()
 
-    starts = dict.fromkeys(leaves, 0)
-    last = len(batch.chunks) - 1
+    lengths = {name: [len(one[name]) for one in found] for name in leaves}
+    gradients = {name: leaf.grad.split(lengths[name]) for name, leaf in leaves.items() if leaf.grad is not None}
+    del found
     with _one_reduction(engine) as alone:
-        for number, chunk in enumerate(batch.chunks):
-            torch.manual_seed(seed(number))
-            with alone() if number < last else contextlib.nullcontext():
-                rows, again = engine(chunk)
-                surrogate = torch.zeros((), device=loss.device)
-                for name, tensor in rows.items():
-                    part = slice(starts[name], starts[name] + len(tensor))
-                    starts[name] = part.stop
-                    if leaves[name].grad is not None:
-                        surrogate = surrogate + (tensor.float() * leaves[name].grad[part]).sum()
+        for number in (last, *range(last)):
+            with alone() if number != last - 1 else contextlib.nullcontext():
+                if number != last:
+                    torch.manual_seed(seed(number))
+                    rows, _ = engine(batch.chunks[number])
+                surrogate = sum((rows[name].float() * found[number]).sum() for name, found in gradients.items())
                 if number == last:
                     # In one chunk only, or they would count once for each.
-                    for name, tensor in again.items():
-                        if constants[name].grad is not None:
-                            surrogate = surrogate + (tensor * constants[name].grad).sum()
+                    for name, leaf in constant_leaves.items():
+                        if leaf.grad is not None:
+                            surrogate = surrogate + (constants[name] * leaf.grad).sum()
                 engine.backward(surrogate)
+                del rows, surrogate
     return loss.detach(), parts
 
 
