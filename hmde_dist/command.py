@@ -5,6 +5,7 @@ Knows nothing of documents, models or ranks.
 """
 
 import argparse
+import atexit
 import contextlib
 import os
 import shutil
@@ -49,7 +50,13 @@ def run_command(main: Callable[[], int | None], patience: float = 0.0) -> None:
         code = FAILED
     sys.stdout.flush()
     sys.stderr.flush()
-    sys.exit(code)
+    if "torch.distributed" not in sys.modules:
+        sys.exit(code)
+    # Threads of torch and gloo that are still there while the interpreter takes itself apart abort the process now and then
+    # ("terminate called without an active exception"): a finished run would look failed. So it ends as multiprocessing's do.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 def argument_parser(description: str, example: str) -> argparse.ArgumentParser:
