@@ -24,6 +24,8 @@ tqdm.set_lock(threading.RLock())
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
+was_a_rank = False  # whether this process has joined others; see `run_command`
+
 
 class InputError(ValueError):
     """Bad input or configuration: the message names the file, line or setting and the way out."""
@@ -50,7 +52,7 @@ def run_command(main: Callable[[], int | None], patience: float = 0.0) -> None:
         code = FAILED
     sys.stdout.flush()
     sys.stderr.flush()
-    if "torch.distributed" not in sys.modules:
+    if not was_a_rank:
         sys.exit(code)
     # Threads of torch and gloo that are still there while the interpreter takes itself apart abort the process now and then
     # ("terminate called without an active exception"): a finished run would look failed. So it ends as multiprocessing's do.

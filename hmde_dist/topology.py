@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from hmde_dist import command
 from hmde_dist.command import InputError
 
 
@@ -160,6 +161,7 @@ def join(timeout_minutes: int = 30) -> World:
         if "OMP_NUM_THREADS" not in os.environ:
             # The deepspeed launcher leaves every rank all cores.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
+    command.was_a_rank = True
     import deepspeed
     import deepspeed.ops
 
