@@ -8,7 +8,7 @@ import difflib
 import importlib
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -136,6 +136,8 @@ class ModelSection(Section):
 
 class ObjectiveSection(Section):
     """What every objective has; its own settings stand beside it in `hmde_dist/objectives/<name>.py`."""
+
+    needs_tokens: ClassVar[bool] = False  # what it reads of a batch is not only sentence vectors
 
     name: str = Field(description="a file of hmde_dist/objectives/")
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of its loss in the sum of all")
@@ -270,6 +272,12 @@ class Recipe(Section):
             problems.append(
                 "engine.compile does not go with engine.zero_stage=3, which fetches parameters by Python hooks"
             )
+        if self.model.lower.frozen:
+            problems += [
+                f"objectives: {one.name} reads tokens, and with model.lower.frozen=true there are only sentence vectors"
+                for one in self.objectives
+                if one.needs_tokens
+            ]
         if self.run.best_metric is not None and self.data.validation is None:
             problems.append("run.best_metric needs data.validation")
         if self.optimizer.warmup_steps > self.run.steps:

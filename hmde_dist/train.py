@@ -204,6 +204,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
         if applied:
             rate = set_learning_rate(engine, recipe, state["step"])
             engine.step()
+            engine.module.keep_state(parts)
             state["step"] += 1
             state["documents"] += batch.documents * world.size
             state["tokens"] += int(tokens)

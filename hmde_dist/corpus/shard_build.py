@@ -136,7 +136,12 @@ def build_shards(
             "long_sentences_cut": sum(part["cut"] for part in encoded),
             "dropped": {"documents_without_tokens": sum(part["dropped"] for part in encoded)},
             "vocabulary": len(tokenizer),
-            "special_ids": {"cls": encoder.cls_id, "sep": encoder.sep_id, "pad": encoder.pad_id},
+            "special_ids": {
+                "cls": encoder.cls_id,
+                "sep": encoder.sep_id,
+                "pad": encoder.pad_id,
+                "mask": tokenizer.mask_token_id,
+            },
             "sources": [part["source"] for part in dealt],
             "shards": [part["file"] for part in written],
         }

@@ -127,7 +127,7 @@ def _batch(encoder: HMDEModel, recipe: Recipe, rank: int, size: int, alone: bool
     groups = rank * PAIRS + numbers % PAIRS
     groups[2 * PAIRS :] += size * PAIRS
     groups[groups == size * PAIRS - 1] = 0
-    chunks_of_numbers = [numbers[number::chunks] for number in range(chunks)]
+    chunks_of_numbers = [numbers[numbers % PAIRS % chunks == chunk] for chunk in range(chunks)]  # pairs stay together
     sides = len(numbers) // PAIRS
     # In the reference the pairs of all ranks are one batch.
     place = numbers if alone else numbers // PAIRS * (PAIRS * size) + rank * PAIRS + numbers % PAIRS

@@ -21,6 +21,7 @@ class HMDEConfig(PretrainedConfig):
         sentence_tokens: token budget of a sentence, without special tokens; longer ones are cut in pieces.
         scale: the scale of the cosine the model was trained with (the inverse temperature).
         languages: of the documents it was trained on; None = not recorded.
+        mask_token_id: of the tokenizer; None = it has no mask.
     """
 
     model_type = "hmde"
@@ -41,6 +42,7 @@ class HMDEConfig(PretrainedConfig):
         sentence_tokens: int = 126,
         scale: float = 20.0,
         languages: list[str] | None = None,
+        mask_token_id: int | None = None,
         **kwargs,
     ):
         self.lower = lower or {}
@@ -57,4 +59,5 @@ class HMDEConfig(PretrainedConfig):
         self.sentence_tokens = sentence_tokens
         self.scale = scale
         self.languages = languages
+        self.mask_token_id = mask_token_id
         super().__init__(**kwargs)

@@ -105,6 +105,7 @@ def build_model(recipe: ModelSection, index: ShardIndex, sentences: int, scale: 
         sentence_tokens=manifest["sentence_tokens"],
         scale=scale,
         languages=list(index.languages),
+        mask_token_id=manifest["special_ids"].get("mask"),
     )
     try:
         return untrained_model(config, seed, pretrained)

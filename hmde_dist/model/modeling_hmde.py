@@ -73,7 +73,8 @@ class HMDEModel(PreTrainedModel):
 
     def checkpoint_activations(self) -> None:
         """While training, keep only the input of each layer and compute the rest again in the backward pass."""
-        self.lower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        settings = {"use_reentrant": False, "context_fn": self.stream.contexts}
+        self.lower.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
         self.upper.checkpointing = True
 
     def compile_layers(self) -> None:

@@ -8,6 +8,7 @@ work so, with its weights as they are. The file travels inside exported models.
 Legend: T vectors of the stream, H heads, w width of a head.
 """
 
+import contextlib
 import inspect
 from functools import partial
 
@@ -74,12 +75,21 @@ def pool(states_TW: torch.Tensor, segments: Segments, how: str) -> torch.Tensor:
 
 
 class Stream:
-    """Which pieces the stream has that an encoder is given. Not an argument: encoders do not hand arguments down.
-
-    It stays until the next stream comes, for activation checkpointing runs layers again in the backward pass.
-    """
+    """Which pieces the stream has that an encoder is given. Not an argument: encoders do not hand arguments down."""
 
     segments: Segments | None = None
+
+    def contexts(self) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+        """For a layer under activation checkpointing, which runs again in the backward pass: then, too, on this stream."""
+        return contextlib.nullcontext(), self._on(self.segments)
+
+    @contextlib.contextmanager
+    def _on(self, segments: Segments):
+        now, self.segments = self.segments, segments
+        try:
+            yield
+        finally:
+            self.segments = now
 
 
 def encode_stream(

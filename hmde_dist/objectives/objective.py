@@ -31,6 +31,9 @@ class Loss(NamedTuple):
     accuracy: Tensor  # [] share of rows that are right: their own partner scores highest, their token is the likeliest
     negatives: int  # wrong answers that a row is compared with
     watched: dict[str, Tensor]  # further numbers for the journal, means over this rank's rows
+    state: dict[str, Tensor] | None = (
+        None  # buffers of the objective as they are if the step is applied; the same on all ranks
+    )
 
 
 class Objective(nn.Module):

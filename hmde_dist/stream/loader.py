@@ -122,7 +122,7 @@ class RankBatches(Dataset):
             # The mean, which all ranks know, and not the load of this one, so that all agree.
             sides = 4 if self.negatives else 2
             wanted = -(-int(tokens.sum()) * (sides // 2) // (self.world * self.chunk_tokens))
-            chunks = min(wanted, sides * len(mine.groups))
+            chunks = min(wanted, len(mine.groups))
         nothing = np.empty((0, 2), dtype=np.int64)
         if not self.negatives:
             return mine, nothing, nothing, chunks
@@ -168,7 +168,7 @@ class RankBatches(Dataset):
             int(lengths[: packing["sentences"]].sum()) + 2 * min(len(lengths), packing["sentences"])
             for _, lengths in read
         ]
-        places = _chunk(np.array(tokens), chunks)
+        places = self._chunk(np.array(tokens), chunks)
         return places, [pack([read[place] for place in chunk.tolist()], **packing) for chunk in places]
 
     def _pack_vectors(self, source: int, groups, documents, starts, chunks: int):
@@ -179,17 +179,20 @@ class RankBatches(Dataset):
             for number, start in zip(numbers.tolist(), starts.tolist(), strict=True)
         ]
         tokens = self._tokens(source, groups, documents)
-        places = _chunk(tokens, chunks)
+        places = self._chunk(tokens, chunks)
         return places, [pack_vectors([read[p] for p in chunk.tolist()], int(tokens[chunk].sum())) for chunk in places]
 
+    def _chunk(self, tokens: np.ndarray, chunks: int) -> list[np.ndarray]:
+        """The places of the documents of each chunk, about the same number of tokens in each and none empty.
 
-def _chunk(tokens: np.ndarray, chunks: int) -> list[np.ndarray]:
-    """The places of the documents of each chunk, about the same number of tokens in each and none empty."""
-    if chunks == 1:
-        return [np.arange(len(tokens))]
-    # Alike lengths side by side, dealt round: chunks are balanced.
-    order = np.argsort(-tokens, kind="stable")
-    return [np.sort(order[number::chunks]) for number in range(chunks)]
+        A pair, with its explicit negatives, lies in one chunk: an objective may look at both documents while it encodes.
+        """
+        if chunks == 1:
+            return [np.arange(len(tokens))]
+        places = np.arange(len(tokens)).reshape(4 if self.negatives else 2, -1)
+        # Alike lengths side by side, dealt round: chunks are balanced.
+        order = np.argsort(-tokens[places].sum(axis=0), kind="stable")
+        return [np.sort(places[:, order[number::chunks]].ravel()) for number in range(chunks)]
 
 
 def _window(document: tuple[np.ndarray, np.ndarray], start: int, sentences: int) -> tuple[np.ndarray, np.ndarray]:

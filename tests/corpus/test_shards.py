@@ -148,6 +148,7 @@ def test_manifest_counts_and_fingerprints(index, tokenizer, expected):
         "cls": tokenizer.cls_token_id,
         "sep": tokenizer.sep_token_id,
         "pad": tokenizer.pad_token_id,
+        "mask": tokenizer.mask_token_id,
     }
     assert manifest["vocabulary"] == len(tokenizer)
     assert manifest["sentence_tokens"] == BUDGET

@@ -10,6 +10,7 @@ from launch import PROGRAMS, ROOT, environment, finish, journal, start, torchrun
 MIXTURE = [
     {"name": "document_contrast", "trainable_scale": True, "positives": "group", "spread": 0.1, "widths": [16, 32]},
     {"name": "masked_sentence", "weight": 0.5, "copies": 3},
+    {"name": "masked_token", "weight": 0.2, "language_embeddings": True, "sentences": 0.7},
 ]
 
 
@@ -32,6 +33,7 @@ def test_a_mixture_trains_on_two_ranks_in_chunks_as_on_one(stage, tmp_path, shar
             "document_contrast_spread",
             "masked_sentence_loss",
             "masked_sentence_plain",
+            "masked_token_loss",
         ):
             assert ranks[name] == pytest.approx(alone[name], rel=2e-4), name
 
