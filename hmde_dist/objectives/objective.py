@@ -77,11 +77,16 @@ def documents_of_sentences(batch: PackedBatch) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(counts)), counts)
 
 
-def whole_count(count: int, ranks: Ranks, device: torch.device) -> float:
-    """The mean over ranks of their number of rows, by which each divides the sum of its rows' losses. A collective."""
-    total = torch.tensor([float(count)], device=device)
+def total_count(count: float, ranks: Ranks, device: torch.device) -> float:
+    """The sum over ranks. A collective."""
+    total = torch.tensor([float(count)], dtype=torch.float64, device=device)
     ranks.total(total)
-    return max(1.0, float(total)) / ranks.size
+    return float(total)
+
+
+def whole_count(count: float, ranks: Ranks, device: torch.device) -> float:
+    """The mean over ranks of their number of rows, by which each divides the sum of its rows' losses. A collective."""
+    return max(1.0, total_count(count, ranks, device)) / ranks.size
 
 
 def gather_ragged(local: Tensor, ranks: Ranks, fill: float) -> Tensor:

@@ -1,14 +1,16 @@
 """Masked sentence prediction: the formula in plain Python, its laws, masks, and ranks."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from toy import assert_ranks_are_one_process, batch_of, mean_cosine, model, objective_of, train
+from toy import facts_of as document_facts
 
 from hmde_dist.objectives.masked_sentence import Settings, chosen_sentences, masked_sentence_losses
-from hmde_dist.stream.batch import DocumentFacts, Segments
+from hmde_dist.stream.batch import Segments
 
 DOCUMENT = [0] * 4 + [1] * 3 + [2] * 5
 PLACE = [*range(4), *range(3), *range(5)]
@@ -93,13 +95,13 @@ def test_the_document_encoder_does_not_see_the_sentence_it_predicts():
 
 def test_short_documents_are_masked_everywhere_and_draws_do_not_depend_on_the_chunk():
     counts = np.array([1, 3, 12, 0, 9])
-    facts = DocumentFacts(np.arange(5), np.arange(5) + 100, np.zeros(5, np.int64), 3)
+    facts = document_facts(np.arange(5), np.arange(5) + 100, np.zeros(5, np.int64), counts)
     documents, places = chosen_sentences(counts, facts, 8)
     assert [int((documents == d).sum()) for d in range(5)] == [0, 3, 8, 0, 8]
     assert all(len(set(places[documents == d])) == (documents == d).sum() for d in range(5))
-    alone = DocumentFacts(np.array([0]), np.array([102]), np.zeros(1, np.int64), 3)
+    alone = document_facts(np.array([0]), np.array([102]), np.zeros(1, np.int64), [12])
     assert chosen_sentences(np.array([12]), alone, 8)[1].tolist() == places[documents == 2].tolist()
-    later = DocumentFacts(facts.numbers, facts.groups, facts.languages, 4)
+    later = replace(facts, step=4)
     assert chosen_sentences(counts, later, 8)[1].tolist() != places.tolist()
 
 

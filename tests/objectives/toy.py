@@ -52,12 +52,18 @@ def document(seed: int, sentences: int) -> tuple[np.ndarray, np.ndarray]:
     return random.integers(5, VOCABULARY, lengths.sum()).astype(np.uint32), lengths
 
 
+def facts_of(numbers, groups, languages, sentences) -> DocumentFacts:
+    """Of documents that are encoded whole, in step 3."""
+    sentences = np.asarray(sentences)
+    return DocumentFacts(numbers, groups, languages, sentences, np.zeros_like(sentences), 3)
+
+
 def batch_of(counts, numbers=None) -> PackedBatch:
     """Documents of these numbers of sentences, every one of a group of its own."""
     numbers = np.arange(len(counts)) if numbers is None else np.asarray(numbers)
     documents = [document(number, count) for number, count in zip(numbers.tolist(), counts, strict=True)]
     batch = pack(documents, cls_id=1, sep_id=2, sentences=20)
-    return replace(batch, facts=DocumentFacts(numbers, numbers + 100, numbers % 2, 3))
+    return replace(batch, facts=facts_of(numbers, numbers + 100, numbers % 2, counts))
 
 
 def batch_of_pairs(pairs, places=None, of: int | None = None, sentences=SENTENCES) -> PackedBatch:
@@ -73,8 +79,22 @@ def batch_of_pairs(pairs, places=None, of: int | None = None, sentences=SENTENCE
     documents = [document(1000 * side + pair, sentences[side][pair]) for side in (0, 1) for pair in pairs.tolist()]
     batch = pack(documents, cls_id=1, sep_id=2, sentences=20)
     sides = np.repeat([0, 1], len(pairs))
-    facts = DocumentFacts(np.concatenate([places, of + places]), np.tile(pairs, 2) + 100, sides, 3)
+    facts = facts_of(np.concatenate([places, of + places]), np.tile(pairs, 2) + 100, sides, batch.sentence_counts)
     return replace(batch, facts=facts)
+
+
+def swapped(batch: PackedBatch) -> PackedBatch:
+    """The same pairs, their second documents in the place of the first ones."""
+    numbers = batch.facts.numbers
+    return replace(batch, facts=replace(batch.facts, numbers=(numbers + len(numbers) // 2) % len(numbers)))
+
+
+def assert_nothing_aligned_is_no_loss(encoder: HMDEModel, objective: Objective) -> None:
+    """A loss of 0 that has a gradient, and it is 0."""
+    found = loss_of(encoder, objective, [batch_of_pairs([1, 4])])
+    found.loss.backward()
+    assert found.loss == 0 and found.watched["aligned"] == 0
+    assert all(p.grad is None or not p.grad.any() for p in (*encoder.parameters(), *objective.parameters()))
 
 
 def objective_of(name: str, encoder: HMDEModel, **settings) -> Objective:
