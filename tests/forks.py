@@ -84,6 +84,10 @@ class Forks:
     def train(self, ranks: int, recipe: Path, *overrides: str, patch: str = "") -> Ended:
         return self.wait(self.start(ranks, recipe, *overrides, patch=patch))
 
+    def run(self, ranks: int, program: str) -> Ended:
+        """Run Python on ranks that may join a process group, without any training."""
+        return self.train(ranks, Path(), patch=f"{program}\nraise SystemExit(0)")
+
     def close(self) -> None:
         from launch import end_tree
 

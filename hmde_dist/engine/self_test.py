@@ -131,21 +131,19 @@ def _batch(encoder: HMDEModel, recipe: Recipe, rank: int, size: int, alone: bool
     sides = len(numbers) // PAIRS
     # In the reference the pairs of all ranks are one batch.
     place = numbers if alone else numbers // PAIRS * (PAIRS * size) + rank * PAIRS + numbers % PAIRS
-    return RankBatch(
-        [
-            replace(
-                _pack(encoder, rank, chosen),
-                facts=DocumentFacts(place[chosen], groups[chosen], numbers[chosen] // PAIRS % 2, 0, sides),
-            )
-            for chosen in chunks_of_numbers
-        ],
-        0.0,
-    )
+    packed = []
+    for chosen in chunks_of_numbers:
+        chunk = _pack(encoder, rank, chosen)
+        sentences = np.array(chunk.sentence_counts)
+        languages = numbers[chosen] // PAIRS % 2
+        facts = DocumentFacts(place[chosen], groups[chosen], languages, sentences, np.zeros_like(sentences), 0, sides)
+        packed.append(replace(chunk, facts=facts))
+    return RankBatch(packed, 0.0)
 
 
 def _pack(encoder: HMDEModel, rank: int, numbers: np.ndarray) -> PackedBatch:
-    """Documents of one to three sentences of two to six tokens, functions of rank and number."""
-    counts = 1 + draws.bits(0, "sentences", rank, numbers) % 3
+    """Documents of one to three sentences of two to six tokens, functions of rank and number; in a pair as many."""
+    counts = 1 + draws.bits(0, "sentences", rank, numbers % PAIRS) % 3
     if not any(p.requires_grad for p in encoder.lower.parameters()):
         width = encoder.config.hidden_size
         bits = [

@@ -19,17 +19,21 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hmde_dist.model.modeling_hmde import HMDEModel, HMDEOutput
 from hmde_dist.objectives import objective
-from hmde_dist.objectives.objective import Loss, Rows, documents_of_sentences, gather_ragged, whole_count
+from hmde_dist.objectives.objective import (
+    Loss,
+    Rows,
+    documents_of_sentences,
+    gather_ragged,
+    sums_over_rows,
+    whole_count,
+)
 from hmde_dist.objectives.tile_loss import Ranks
 from hmde_dist.recipe import Count, ObjectiveSection
 from hmde_dist.stream import draws
 from hmde_dist.stream.batch import PackedBatch, Segments
-
-ROWS = 1024  # of the score matrix at a time
 
 
 class Settings(ObjectiveSection):
@@ -107,14 +111,8 @@ class Objective(objective.Objective):
             gather_ragged(fact, ranks, -1)
             for fact in (rows["key_document"] + offset, rows["key_place"], rows["key_language"])
         ]
-        query_facts = [rows["query_document"] + offset, rows["query_place"], rows["query_language"]]
-        total, plain, right = (keys.new_zeros(()) for _ in range(3))
-        for start in range(0, len(rows["queries"]), ROWS):
-            part = slice(start, start + ROWS)
-            arguments = (rows["queries"][part], keys, [f[part] for f in query_facts], key_facts, settings)
-            # Scores are made again in the backward pass: a matrix [ROWS, N] is all that is held.
-            losses, parts, hits = checkpoint(masked_sentence_losses, *arguments, use_reentrant=False)
-            total, plain, right = total + losses.sum(), plain + parts.sum(), right + hits.sum()
+        queries = [rows["queries"], rows["query_document"] + offset, rows["query_place"], rows["query_language"]]
+        total, plain, right = sums_over_rows(masked_sentence_losses, queries, keys, key_facts, settings)
         count = whole_count(len(rows["queries"]), ranks, keys.device)
         # The loss with bias 0 is comparable between settings.
         return Loss(total / count, (right / count).detach(), len(keys) - 1, {"plain": (plain / count).detach()})
@@ -136,16 +134,22 @@ def chosen_sentences(counts: np.ndarray, facts, copies: int) -> tuple[np.ndarray
 
 
 def masked_sentence_losses(
-    queries: Tensor, keys: Tensor, query_facts: list[Tensor], key_facts: list[Tensor], settings: Settings
+    queries: Tensor,
+    documents: Tensor,
+    places: Tensor,
+    languages: Tensor,
+    keys: Tensor,
+    key_facts: list[Tensor],
+    settings: Settings,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, loss without bias, and whether the right key scores highest, of each query [m].
 
     Args:
         queries: [m, W]; keys: [N, W], unit vectors, exactly one of them the query's own.
-        query_facts, key_facts: document, place and language of each.
+        documents, places, languages: of each query; key_facts: the same of each key.
     """
     scores = queries @ keys.T / settings.temperature
-    (documents, places, languages), (of_document, of_place, of_language) = query_facts, key_facts
+    of_document, of_place, of_language = key_facts
     same = documents[:, None] == of_document
     own = same & (places[:, None] == of_place)
     inside = same & ~own

@@ -7,12 +7,13 @@ global batch (see `gather.py`).
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hmde_dist.model.modeling_hmde import HMDEModel, HMDEOutput
 from hmde_dist.objectives.tile_loss import Ranks
@@ -20,6 +21,7 @@ from hmde_dist.recipe import ObjectiveSection, Recipe
 from hmde_dist.stream.batch import PackedBatch
 
 Rows = dict[str, Tensor]
+BLOCK = 1024  # rows of a matrix of scores at a time
 
 
 class Loss(NamedTuple):
@@ -73,11 +75,16 @@ def documents_of_sentences(batch: PackedBatch) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(counts)), counts)
 
 
-def whole_count(count: int, ranks: Ranks, device: torch.device) -> float:
-    """The mean over ranks of their number of rows, by which each divides the sum of its rows' losses. A collective."""
-    total = torch.tensor([float(count)], device=device)
+def total_count(count: float, ranks: Ranks, device: torch.device) -> float:
+    """The sum over ranks. A collective."""
+    total = torch.tensor([float(count)], dtype=torch.float64, device=device)
     ranks.total(total)
-    return max(1.0, float(total)) / ranks.size
+    return float(total)
+
+
+def whole_count(count: float, ranks: Ranks, device: torch.device) -> float:
+    """The mean over ranks of their number of rows, by which each divides the sum of its rows' losses. A collective."""
+    return max(1.0, total_count(count, ranks, device)) / ranks.size
 
 
 def gather_ragged(local: Tensor, ranks: Ranks, fill: float) -> Tensor:
@@ -90,3 +97,17 @@ def gather_ragged(local: Tensor, ranks: Ranks, fill: float) -> Tensor:
     dist.all_reduce(longest, dist.ReduceOp.MAX)
     padding = local.new_full((int(longest) - len(local), *local.shape[1:]), fill)
     return gather(torch.cat([local, padding]))
+
+
+def sums_over_rows(losses: Callable[..., Sequence[Tensor]], rows: Sequence[Tensor], *others) -> list[Tensor]:
+    """The sums of each of what `losses(*rows, *others)` finds for every row, computed for a block of rows at a time.
+
+    Scores are made again in the backward pass: a matrix [BLOCK, N] is all that is held. Without any row `losses` is called
+    with none: a rank that has nothing to say takes part in the backward pass of the gathers all the same.
+    """
+    blocks = []
+    for start in range(0, max(1, len(rows[0])), BLOCK):
+        part = [row[start : start + BLOCK] for row in rows]
+        found = checkpoint(losses, *part, *others, use_reentrant=False)
+        blocks.append(torch.stack([one.sum() for one in found]))
+    return list(torch.stack(blocks).sum(0))

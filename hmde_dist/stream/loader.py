@@ -148,11 +148,15 @@ class RankBatches(Dataset):
         starts = np.concatenate([mine.starts.T.ravel(), negative_starts.T.ravel()])
         pack_documents = self._pack_vectors if self.vectors else self._pack_tokens
         places, packed = pack_documents(mine.source, groups, documents, starts, chunks)
-        first = self.mixture.indexes[mine.source].columns["group_documents"][groups].astype(np.int64)
-        local = self.mixture.indexes[mine.source].columns["document_language"][first + documents]
-        languages = self.languages[mine.source][local]
+        columns = self.mixture.indexes[mine.source].columns
+        first = columns["group_documents"][groups].astype(np.int64)
+        languages = self.languages[mine.source][columns["document_language"][first + documents]]
+        sentences = columns["document_sentences"][first + documents].astype(np.int64)
         sides = 4 if self.negatives else 2
-        facts = [DocumentFacts(place, groups[place], languages[place], step, sides) for place in places]
+        facts = [
+            DocumentFacts(place, groups[place], languages[place], sentences[place], starts[place], step, sides)
+            for place in places
+        ]
         return RankBatch(
             [replace(chunk, facts=fact) for chunk, fact in zip(packed, facts, strict=True)], mine.imbalance
         )

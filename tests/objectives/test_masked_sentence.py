@@ -1,20 +1,16 @@
 """Masked sentence prediction: the formula in plain Python, its laws, masks, and ranks."""
 
 import math
-import textwrap
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from launch import environment, finish, start, torchrun
-from transformers import AutoConfig
+from toy import assert_ranks_are_one_process, batch_of, mean_cosine, model, objective_of, train
+from toy import facts_of as document_facts
 
-from hmde_dist.model.configuration_hmde import HMDEConfig
-from hmde_dist.model.modeling_hmde import HMDEModel
-from hmde_dist.objectives.masked_sentence import Objective, Settings, chosen_sentences, masked_sentence_losses
-from hmde_dist.objectives.tile_loss import Ranks
-from hmde_dist.stream.batch import DocumentFacts, pack
+from hmde_dist.objectives.masked_sentence import Settings, chosen_sentences, masked_sentence_losses
+from hmde_dist.stream.batch import Segments
 
 DOCUMENT = [0] * 4 + [1] * 3 + [2] * 5
 PLACE = [*range(4), *range(3), *range(5)]
@@ -42,7 +38,7 @@ def test_the_loss_is_the_formula(bias):
     torch.manual_seed(0)
     q, k = (torch.nn.functional.normalize(torch.randn(12, 6, dtype=torch.float64), dim=1) for _ in range(2))
     settings = Settings(name="masked_sentence", bias=bias, temperature=0.2)
-    losses, plain, hits = masked_sentence_losses(q, k, facts_of(range(12)), facts_of(range(12)), settings)
+    losses, plain, hits = masked_sentence_losses(q, *facts_of(range(12)), k, facts_of(range(12)), settings)
     assert losses.tolist() == pytest.approx([by_hand(q[i], k, i, bias, 0.2) for i in range(12)], rel=1e-10)
     assert plain.tolist() == pytest.approx(
         [by_hand(q[i], k, i, bias, 0.2, with_bias=False) for i in range(12)], rel=1e-10
@@ -57,9 +53,9 @@ def test_padded_keys_change_nothing_and_the_bias_has_no_gradient():
     k = torch.nn.functional.normalize(torch.randn(12, 6, dtype=torch.float64), dim=1)
     settings = Settings(name="masked_sentence", bias=0.7)
     keys = facts_of(range(12))
-    losses, *_ = masked_sentence_losses(q, k, facts_of(range(12)), keys, settings)
+    losses, *_ = masked_sentence_losses(q, *facts_of(range(12)), k, keys, settings)
     padded = [torch.cat([fact, torch.full((3,), -1)]) for fact in keys]
-    again, *_ = masked_sentence_losses(q, torch.cat([k, torch.zeros(3, 6)]), facts_of(range(12)), padded, settings)
+    again, *_ = masked_sentence_losses(q, *facts_of(range(12)), torch.cat([k, torch.zeros(3, 6)]), padded, settings)
     torch.testing.assert_close(losses, again)
     # Gradient by hand: softmax over biased scores minus one-hot, the bias held fixed.
     (gradient,) = torch.autograd.grad(losses[0], q)
@@ -71,45 +67,11 @@ def test_padded_keys_change_nothing_and_the_bias_has_no_gradient():
     torch.testing.assert_close(gradient[0], slopes @ k[:7] / 0.1)
 
 
-def model() -> HMDEModel:
-    torch.manual_seed(0)
-    lower = AutoConfig.for_model(
-        "bert",
-        vocab_size=100,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        initializer_range=0.2,
-    )
-    return HMDEModel(
-        HMDEConfig(
-            lower=lower.to_dict(),
-            hidden_size=32,
-            upper_heads=2,
-            upper_intermediate=32,
-            max_sentences=20,
-            upper_dropout=0.0,
-        )
-    ).eval()
-
-
-def batch_of(counts, numbers=None):
-    random = np.random.default_rng(1)
-    lengths = [random.integers(1, 9, count) for count in counts]
-    tokens = [random.integers(5, 100, n.sum()).astype(np.uint32) for n in lengths]
-    batch = pack(list(zip(tokens, lengths, strict=True)), cls_id=1, sep_id=2, sentences=20)
-    numbers = np.arange(len(counts)) if numbers is None else numbers
-    from dataclasses import replace
-
-    return replace(batch, facts=DocumentFacts(numbers, numbers + 100, numbers % 2, 3))
-
-
 def test_the_document_encoder_does_not_see_the_sentence_it_predicts():
     """The prediction stays when the hidden sentence changes, moves when another does, and is that of one document by hand."""
     encoder, counts = model(), np.array([4, 2, 7])
     batch = batch_of(counts)
-    objective = Objective(Settings(name="masked_sentence"), encoder)
+    objective = objective_of("masked_sentence", encoder)
     sentences = encoder(batch).sentences.detach()
     documents, places = np.array([2, 0, 1]), np.array([3, 0, 1])
     found = objective.predictions(encoder, sentences, counts, documents, places)
@@ -126,8 +88,6 @@ def test_the_document_encoder_does_not_see_the_sentence_it_predicts():
     upper, rows = encoder.upper, sentences[6:].clone()
     rows[3] = objective.mask
     x = torch.cat([upper.dcls[None], upper.input_norm(rows)]) + upper.positions.weight[:8]
-    from hmde_dist.stream.batch import Segments
-
     for layer in upper.layers:
         x = layer(x, torch.arange(8), Segments.of(np.array([8])))
     torch.testing.assert_close(found[0], upper.output_norm(x)[4], rtol=1e-4, atol=1e-5)
@@ -135,75 +95,24 @@ def test_the_document_encoder_does_not_see_the_sentence_it_predicts():
 
 def test_short_documents_are_masked_everywhere_and_draws_do_not_depend_on_the_chunk():
     counts = np.array([1, 3, 12, 0, 9])
-    facts = DocumentFacts(np.arange(5), np.arange(5) + 100, np.zeros(5, np.int64), 3)
+    facts = document_facts(np.arange(5), np.arange(5) + 100, np.zeros(5, np.int64), counts)
     documents, places = chosen_sentences(counts, facts, 8)
     assert [int((documents == d).sum()) for d in range(5)] == [0, 3, 8, 0, 8]
     assert all(len(set(places[documents == d])) == (documents == d).sum() for d in range(5))
-    alone = DocumentFacts(np.array([0]), np.array([102]), np.zeros(1, np.int64), 3)
+    alone = document_facts(np.array([0]), np.array([102]), np.zeros(1, np.int64), [12])
     assert chosen_sentences(np.array([12]), alone, 8)[1].tolist() == places[documents == 2].tolist()
-    later = DocumentFacts(facts.numbers, facts.groups, facts.languages, 4)
+    later = replace(facts, step=4)
     assert chosen_sentences(counts, later, 8)[1].tolist() != places.tolist()
 
 
-def loss_of(encoder, objective, batches, ranks=None):
-    rows = [objective.rows(encoder, batch, encoder(batch)) for batch in batches]
-    whole = {name: torch.cat([part[name] for part in rows]) for name in rows[0]}
-    return objective.loss(whole, {}, ranks or Ranks())
-
-
-GATHERED = """
-    import sys
-    tests = sys.argv.pop()
-    sys.path[:0] = [tests, tests + "/objectives"]
-    import numpy as np, torch, torch.distributed as dist
-    from test_masked_sentence import Objective, Ranks, Settings, batch_of, loss_of, model
-
-    dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    counts = np.array([4, 2, 7, 12, 5, 3, 3, 1])
-
-    def gradients(numbers, ranks):
-        encoder = model()
-        torch.manual_seed(5)
-        objective = Objective(Settings(name="masked_sentence"), encoder)
-        # Documents by number, whoever has them.
-        chunks = [batch_of(counts[n : n + 1], np.array([n])) for n in numbers]
-        found = loss_of(encoder, objective, chunks, ranks)
-        found.loss.backward()
-        parameters = [*encoder.parameters(), *objective.parameters()]
-        return [found.loss.detach()] + [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-
-    mine = gradients([1, 2, 3] if rank == 0 else [0, 4, 5, 6, 7], None)  # ragged
-    for tensor in mine:
-        dist.all_reduce(tensor)
-        tensor /= world
-    for a, b in zip(mine, gradients(range(8), Ranks(alone=True))):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    dist.destroy_process_group()
-"""
-
-
-def test_ragged_ranks_together_are_one_process_with_all_documents(tmp_path):
-    script = tmp_path / "gathered.py"
-    script.write_text(textwrap.dedent(GATHERED), encoding="utf-8")
-    job = finish(start(torchrun(2, script, Path(__file__).parent.parent), environment()))
-    assert job.code == 0, job.output
+def test_ragged_ranks_together_are_one_process_with_all_documents(forks):
+    assert_ranks_are_one_process(forks, "masked_sentence")
 
 
 def test_it_learns_and_does_not_collapse():
     """A few documents, trained by themselves: predictions become right while sentence vectors stay apart."""
-    encoder = model().train()
-    objective = Objective(Settings(name="masked_sentence", bias=0.0), encoder)
-    batch = batch_of(np.array([5, 6, 7, 4]))
-    optimizer = torch.optim.Adam([*encoder.parameters(), *objective.parameters()], 3e-3)
-    losses = []
-    for _ in range(60):
-        torch.manual_seed(0)
-        found = loss_of(encoder, objective, [batch])
-        optimizer.zero_grad()
-        found.loss.backward()
-        optimizer.step()
-        losses.append(float(found.loss.detach()))
-    assert losses[-1] < 0.5 * losses[0] and float(found.accuracy) > 0.8
-    vectors = torch.nn.functional.normalize(encoder.eval()(batch).sentences, dim=1)
-    assert float((vectors @ vectors.T).fill_diagonal_(0).sum() / (22 * 21)) < 0.95
+    encoder, batch = model(), batch_of([5, 6, 7, 4])
+    history = train(encoder, [objective_of("masked_sentence", encoder, bias=0.0)], batch)
+    (first,), (last,) = history[0], history[-1]
+    assert last.loss < 0.5 * first.loss and float(last.accuracy) > 0.8
+    assert mean_cosine(encoder(batch).sentences) < 0.95

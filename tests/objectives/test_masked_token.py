@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_masked_sentence import batch_of, loss_of, model
+from toy import batch_of, loss_of, model
 
 from hmde_dist.command import InputError
 from hmde_dist.model.packed_attention import encode_stream
