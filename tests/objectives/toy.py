@@ -134,7 +134,7 @@ def mean_cosine(vectors: Tensor) -> float:
 
 def gradients(name: str, settings: dict, pairs: list[int], ranks: Ranks | None) -> list[Tensor]:
     """The loss of pairs, two a chunk, its accuracy, and the gradients of all parameters."""
-    encoder = model(languages=["aa", "bb"])
+    encoder = model(languages=["aa", "bb"], mask_token_id=3)
     objective = objective_of(name, encoder, **settings)
     places = range(len(pairs))
     chunks = [batch_of_pairs(pairs[i : i + 2], places[i : i + 2], len(pairs)) for i in places[::2]]
