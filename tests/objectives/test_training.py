@@ -11,6 +11,9 @@ MIXTURE = [
     {"name": "document_contrast", "trainable_scale": True, "positives": "group", "spread": 0.1, "widths": [16, 32]},
     {"name": "masked_sentence", "weight": 0.5, "copies": 3},
     {"name": "masked_token", "weight": 0.2, "language_embeddings": True, "sentences": 0.7},
+    {"name": "sentence_alignment", "weight": 0.2, "temperature": 0.1},
+    {"name": "sentence_similarity", "weight": 0.2},
+    {"name": "contextual_sentence", "weight": 0.2},
 ]
 
 
@@ -34,6 +37,10 @@ def test_a_mixture_trains_on_two_ranks_in_chunks_as_on_one(stage, tmp_path, shar
             "masked_sentence_loss",
             "masked_sentence_plain",
             "masked_token_loss",
+            "sentence_alignment_loss",
+            "sentence_alignment_aligned",
+            "sentence_similarity_loss",
+            "contextual_sentence_loss",
         ):
             assert ranks[name] == pytest.approx(alone[name], rel=2e-4), name
 
