@@ -54,12 +54,6 @@ class TrainedModule(nn.Module):
         ]  # fmt: skip
         return sum(weight * part.loss for weight, part in zip(self.weights, parts, strict=True)), parts
 
-    def keep_state(self, parts: list[Loss]) -> None:
-        """A step was applied: the state of its objectives is now what their losses said."""
-        for one, part in zip(self.objectives, parts, strict=True):
-            for name, value in (part.state or {}).items():
-                one.get_buffer(name).copy_(value)
-
 
 def parameter_groups(module: TrainedModule, recipe: Recipe) -> list[dict]:
     """What is trained, by learning rate, weight decay and the step since which it is.

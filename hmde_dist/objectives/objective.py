@@ -31,9 +31,7 @@ class Loss(NamedTuple):
     accuracy: Tensor  # [] share of rows that are right: their own partner scores highest, their token is the likeliest
     negatives: int  # wrong answers that a row is compared with
     watched: dict[str, Tensor]  # further numbers for the journal, means over this rank's rows
-    state: dict[str, Tensor] | None = (
-        None  # buffers of the objective as they are if the step is applied; the same on all ranks
-    )
+    commit: Callable[[], None] | None = None  # if the step is applied: takes it over into the objective's buffers
 
 
 class Objective(nn.Module):
