@@ -16,10 +16,10 @@ from hmde_dist.stream.batch import PackedBatch
 
 
 class Aligned(NamedTuple):
-    """Sentences of a chunk that are translations of each other, by the pairs' first and second documents; [A], on the CPU."""
+    """Sentences of a chunk that are translations of each other, by the pairs' first and second documents; [A] each."""
 
-    first: Tensor  # int64 which of the chunk's sentences, in document order
-    second: Tensor
+    first: np.ndarray  # int64 which of the chunk's sentences, in document order
+    second: np.ndarray
     first_documents: np.ndarray  # int64 the documents they are of
     second_documents: np.ndarray
     places: np.ndarray  # int64 in their documents
@@ -39,17 +39,15 @@ def aligned_sentences(batch: PackedBatch) -> Aligned:
     places = np.arange(len(pair)) - (np.cumsum(sizes) - sizes - begins)[pair]
     x, y = x[pair], y[pair]
     rows = np.cumsum(counts) - counts - facts.starts
-    return Aligned(torch.from_numpy(rows[x] + places), torch.from_numpy(rows[y] + places), x, y, places)
+    return Aligned(rows[x] + places, rows[y] + places, x, y, places)
 
 
 def aligned_rows(batch: PackedBatch, sentences_SW: Tensor) -> Rows:
     """The vectors of aligned sentences, x and y [A, W], with the group of their documents and their place there."""
     aligned = aligned_sentences(batch)
-    facts = {"group": batch.facts.groups[aligned.first_documents], "place": aligned.places}
-    device = sentences_SW.device
-    return {"x": sentences_SW[aligned.first.to(device)], "y": sentences_SW[aligned.second.to(device)]} | {
-        name: torch.from_numpy(fact).to(device) for name, fact in facts.items()
-    }
+    known = [aligned.first, aligned.second, batch.facts.groups[aligned.first_documents], aligned.places]
+    first, second, groups, places = (torch.from_numpy(fact).to(sentences_SW.device) for fact in known)
+    return {"x": sentences_SW[first], "y": sentences_SW[second], "group": groups, "place": places}
 
 
 def scored(vectors: Tensor, temperature: float | None) -> Tensor:
