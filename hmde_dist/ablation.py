@@ -42,7 +42,7 @@ from hmde_dist.recipe import Recipe, dump_recipe, load_recipe
 
 PACKAGE = Path(__file__).parent
 EVALUATE = PACKAGE.parent / "tools" / "evaluate.py"
-STEPS = {"cells": True, "table": False}  # of a Slurm array: whether jobs share the step
+STEPS = {"cells": True}  # what jobs of a Slurm array share
 MEASURES = ("R@1", "MRR@10", "accuracy", "macro-F1")
 SPLITS = 3  # of the labelled documents, in every classification
 POLL = 2.0  # seconds between looks at the journals
@@ -181,20 +181,23 @@ def check_cells(cells: Sequence[Cell], ranks: int) -> None:
             raise InputError(f"cell {name}: {error}") from None
 
 
-def check_evaluation(evaluation: Evaluation, out: Path) -> None:
-    """Write `evaluation.json`, or compare with the one that is there.
+def begin(cells: Sequence[Cell], evaluation: Evaluation, out: Path) -> None:
+    """Write down what was asked for: `evaluation.json` and the recipe of each cell; what is there already stays.
 
     Raises:
-        InputError: cells in `out` are evaluated on something else.
+        InputError: cells in `out` were evaluated on something else.
     """
     path, wanted = out / "evaluation.json", evaluation.facts()
     if path.is_file():
         was = json.loads(path.read_text(encoding="utf-8"))
         if changed := [name for name, value in wanted.items() if was.get(name) != value]:
             raise InputError(f"{out}: its cells were evaluated with other {', '.join(changed)}: name another --out")
-        return
-    with output_file(path) as file:
-        json.dump(wanted, file, indent=1, ensure_ascii=False)
+    texts = {path: json.dumps(wanted, indent=1, ensure_ascii=False) + "\n"}
+    texts |= {cell.folder / "recipe.yaml": dump_recipe(cell.recipe) for cell in cells}
+    for path, text in texts.items():
+        if not path.is_file():
+            with output_file(path) as file:
+                file.write(text)
 
 
 def run_cells(cells: Sequence[Cell], evaluation: Evaluation, ranks: int, parallel: int = 1) -> list[Cell]:
@@ -278,14 +281,11 @@ def run_cell(cell: Cell, evaluation: Evaluation, ranks: int, share: dict[str, st
     Raises:
         RunError: a command failed; says which, and where its output is.
     """
-    cell.folder.mkdir(parents=True, exist_ok=True)
     run, log = cell.recipe.run.folder, cell.folder / "log.txt"
     with open(cell.folder / "lock", "w") as lock:
         _lock(lock, cell.folder)
         if cell.result():
             return  # another ablation made it meanwhile
-        with output_file(cell.folder / "recipe.yaml") as file:
-            file.write(dump_recipe(cell.recipe))
         for command in commands(cell, evaluation, ranks):
             with open(log, "a", encoding="utf-8") as output:
                 output.write(f"\n$ {' '.join(map(str, command))}\n")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+import sys
 import time
 from xml.etree import ElementTree
 
@@ -10,10 +12,10 @@ import pytest
 from launch import PROGRAMS, ROOT, end_tree, environment, finish, start, write_recipe
 from scipy import stats
 
-from hmde_dist import ablation
-from hmde_dist.ablation import Evaluation, check_cells, check_evaluation, read_cells, write_report
+from hmde_dist.ablation import Evaluation, begin, check_cells, read_cells, write_report
 from hmde_dist.command import InputError
 from hmde_dist.evaluation.ablation_table import as_markdown, compare_cells
+from hmde_dist.submission import ShareJob
 
 MEASURES = ("R@1",)
 
@@ -138,12 +140,33 @@ def test_what_cannot_be_run_is_refused_before_anything_is(recipe, small_corpus, 
     with pytest.raises(InputError, match="no cell is complete yet"):
         write_report(read_cells([str(recipe)], [0], [], out), out)
     assert not out.exists()
-    (cell,) = read_cells([str(recipe)], [0], [], out)
-    cell.folder.mkdir(parents=True)
-    (cell.folder / "recipe.yaml").write_text(ablation.dump_recipe(cell.recipe))
-    check_cells([cell], ranks=1)
+    cells = read_cells([str(recipe)], [0], [], out)
+    begin(cells, Evaluation((small_corpus,), "en", "categories.0"), out)
+    check_cells(cells, ranks=1)
     with pytest.raises(InputError, match=r"was begun with another data.sentences, optimizer.learning_rate: remove"):
         check_cells(read_cells([str(recipe)], [0], ["data.sentences=5", "optimizer.learning_rate=1"], out), ranks=1)
-    check_evaluation(Evaluation((small_corpus,), "en", "categories.0"), out)
     with pytest.raises(InputError, match="evaluated with other train_language"):
-        check_evaluation(Evaluation((small_corpus,), "ja", "categories.0"), out)
+        begin(cells, Evaluation((small_corpus,), "ja", "categories.0"), out)
+
+
+def test_an_array_has_a_job_for_each_cell_and_a_job_runs_its_cell(recipe, small_corpus, monkeypatch, capsys, tmp_path):
+    out = tmp_path / "out"
+    common = (str(recipe), "--seeds", "0", "1", "2", "--documents", str(small_corpus), "--out", str(out))
+    tool = runpy.run_path(str(ROOT / "tools" / "ablate.py"))["main"]
+    for profile, ranks, lines in (
+        ("gpu", "4", ("gpus-per-node=4", "cpus-per-task=32")),
+        ("cpu", "2", ("cpus-per-task=16",)),
+    ):
+        monkeypatch.setattr(sys, "argv", ["ablate.py", *common, "--profile", profile, "--ranks", ranks, "--dry-run"])
+        assert tool() == 0 and not out.exists()
+        script = capsys.readouterr().out
+        assert all(f"#SBATCH --{line}\n" in script for line in ("array=0-2%3", "ntasks-per-node=1", *lines))
+        assert ("gpus" in script) == (profile == "gpu")
+    monkeypatch.setattr(sys, "argv", ["ablate.py", *common, "--profile", "gpu", "--ranks", "16", "--dry-run"])
+    with pytest.raises(InputError, match=r"--ranks 16: .* the profile gives it 8 GPUs"):
+        tool()
+    (out / "plain" / "seed-0").mkdir(parents=True)
+    (out / "plain" / "seed-0" / "result.json").write_text('{"scores": {}}')
+    # Of a job: its cell is complete, so nothing is trained, and the table is not its business.
+    ShareJob((str(ROOT / "tools" / "ablate.py"), *common, "--ranks", "1"), "cells", 3, 1)(0)
+    assert (out / "plain" / "seed-2" / "recipe.yaml").is_file() and not (out / "table.md").exists()
