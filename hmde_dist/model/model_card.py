@@ -38,11 +38,12 @@ def save_data_facts(indexes: Sequence[ShardIndex], folder: Path) -> None:
         json.dump(facts, file, indent=1, ensure_ascii=False)
 
 
-def model_card(config: HMDEConfig, run: Path | None = None, step: int = 0) -> str:
+def model_card(config: HMDEConfig, run: Path | None = None, step: int = 0, merged: str = "") -> str:
     """The card in Markdown; without a run folder, or with parts of it missing, it says less.
 
     Args:
         step: of the checkpoint; the validation is the last one up to it.
+        merged: what its weights were made of, if not of one training alone.
     """
     data = (
         json.loads((run / "model" / "data.json").read_text("utf-8")) if run and _is(run / "model" / "data.json") else []
@@ -86,6 +87,8 @@ def model_card(config: HMDEConfig, run: Path | None = None, step: int = 0) -> st
             ]
         ),
     ]
+    if merged:
+        parts += ["## Merged", f"The weights are {merged}. No validation was of these weights."]
     if data:
         parts += ["## Training data", "Documents that share an id are versions of one document: a group."]
         rows = [["source", "groups", "documents", "sentences", "tokens", "fingerprint"]]
@@ -103,7 +106,7 @@ def model_card(config: HMDEConfig, run: Path | None = None, step: int = 0) -> st
     settings = _settings(run) if run else []
     if settings:
         parts += ["## Training settings", _table([["setting", "value"], *settings])]
-    scores = _validation(run, step) if run else {}
+    scores = _validation(run, step) if run and not merged else {}
     if scores:
         parts += [
             "## Validation",
