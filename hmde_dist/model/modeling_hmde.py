@@ -21,7 +21,7 @@ from hmde_dist.corpus.text import SentenceTokenizer
 from hmde_dist.model.configuration_hmde import HMDEConfig
 from hmde_dist.model.document_encoder import DocumentEncoder
 from hmde_dist.model.packed_attention import encode_stream, encoder_layers, pool, unpad
-from hmde_dist.stream.batch import PackedBatch, pack
+from hmde_dist.stream.batch import PackedBatch, Segments, pack
 
 
 @dataclass
@@ -86,8 +86,12 @@ class HMDEModel(PreTrainedModel):
         """Sentence vectors [N, W] in the order of the stream."""
         if batch.vectors is not None:
             return batch.vectors.float()
-        states_TW = encode_stream(self.lower, self.stream, batch.ids, batch.positions, batch.lower)
-        return pool(states_TW, batch.lower, "first" if self.config.sentence_pooling == "cls" else "mean")
+        return self.encode_tokens(batch.ids, batch.positions, batch.lower)
+
+    def encode_tokens(self, ids: torch.Tensor, positions: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """Sentence vectors [N, W] of a stream of tokens, see `PackedBatch`."""
+        states_TW = encode_stream(self.lower, self.stream, ids, positions, segments)
+        return pool(states_TW, segments, "first" if self.config.sentence_pooling == "cls" else "mean")
 
     def forward(self, batch: PackedBatch) -> HMDEOutput:
         rows_NW = self.encode_sentences(batch)

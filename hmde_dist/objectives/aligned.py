@@ -25,11 +25,16 @@ class Aligned(NamedTuple):
     places: np.ndarray  # int64 in their documents
 
 
+def pairs_of(batch: PackedBatch) -> np.ndarray:
+    """[2, P] which documents of a chunk are its pairs."""
+    # All documents of a pair are in the chunk: by number, its first ones come first, then its second ones.
+    return np.argsort(batch.facts.numbers).reshape(batch.facts.sides, -1)[:2]
+
+
 def aligned_sentences(batch: PackedBatch) -> Aligned:
     """The sentences of equal places in two versions that have, whole, equally many; of other pairs none."""
     facts, counts = batch.facts, np.array(batch.sentence_counts, dtype=np.int64)
-    # All documents of a pair are in the chunk: by number, its first ones come first, then its second ones.
-    x, y = np.argsort(facts.numbers).reshape(facts.sides, -1)[:2]
+    x, y = pairs_of(batch)
     equal = facts.sentences[x] == facts.sentences[y]
     x, y = x[equal], y[equal]
     begins = np.maximum(facts.starts[x], facts.starts[y])  # of what is encoded of both

@@ -102,7 +102,7 @@ def test_a_chunk_without_sentences_has_nothing_to_predict():
 
 
 def test_a_tokenizer_without_a_mask_is_refused():
-    encoder = model()
+    encoder = model(mask_token_id=None)
     with pytest.raises(InputError, match="mask token"):
         Objective(Settings(name="masked_token"), encoder)
 

@@ -42,6 +42,7 @@ def model(**changes) -> HMDEModel:
         attention_probs_dropout_prob=0.0,
     )
     settings = {"hidden_size": 32, "upper_heads": 2, "upper_intermediate": 32, "max_sentences": 20}
+    settings |= {"languages": ["aa", "bb"], "mask_token_id": 3}
     return HMDEModel(HMDEConfig(lower=lower.to_dict(), upper_dropout=0.0, **settings | changes)).eval()
 
 
@@ -134,7 +135,7 @@ def mean_cosine(vectors: Tensor) -> float:
 
 def gradients(name: str, settings: dict, pairs: list[int], ranks: Ranks | None) -> list[Tensor]:
     """The loss of pairs, two a chunk, its accuracy, and the gradients of all parameters."""
-    encoder = model(languages=["aa", "bb"], mask_token_id=3)
+    encoder = model()
     objective = objective_of(name, encoder, **settings)
     places = range(len(pairs))
     chunks = [batch_of_pairs(pairs[i : i + 2], places[i : i + 2], len(pairs)) for i in places[::2]]
