@@ -102,7 +102,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
     guard, checkpoints = Guard(recipe.guard), run.folder / "checkpoints"
     identity = checkpoint.identity_of(recipe, mixture.indexes)
     found = checkpoint.find(checkpoints, recipe, identity, world)
-    encoder = build_model(recipe.model, index, data.sentences, recipe.scale, run.seed)
+    encoder = build_model(recipe.model, index, data.sentences, recipe.scale, run.seed, mixture.settings.windows)
     encoder.config.languages = sorted({language for one in mixture.indexes for language in one.languages})
     frozen = recipe.model.lower.frozen_at(found["state"]["step"] if found else 0)
     vectors = sentence_vectors(recipe, encoder, mixture.indexes, world) if frozen else ()
@@ -166,7 +166,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
 
     def validate_now() -> None:
         with meter.aside():
-            found = validate(engine, validation, data.sentences, world, interrupted)
+            found = validate(engine, validation, data.sentences, world, interrupted, encoder.windows)
         if found is None:
             return
         step = state["validated"] = state["step"]

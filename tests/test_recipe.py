@@ -238,3 +238,27 @@ def test_sources_have_weights_that_may_change(base):
     assert [source.weight for source in recipe.data.sources] == [1.0, {0: 1.0, 500: 0.0}]
     (single,) = load_recipe(base).data.sources
     assert (single.shards, single.weight) == ("shards", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.upper.layers=0"], "model.upper: without layers nothing reaches [DCLS]: set pooling to mean or max"),
+        (
+            ["model.upper={layers: 0, pooling: mean}", "model.lower.frozen=true"],
+            "model: lower.frozen with upper.layers 0 leaves nothing to train",
+        ),
+        (
+            ["model.upper={layers: 0, pooling: mean}", "objectives=[{name: masked_sentence}]"],
+            "objective masked_sentence needs a document encoder: set model.upper.layers to 1 or more",
+        ),
+        (["data.segments={window: 10, stride: 11}"], "data.segments: stride 11 is larger than window 10"),
+        (["data.segments={window: 10}"], "data.segments.stride: missing"),
+        (
+            ["data.segments={window: 10, strid: 5}"],
+            "data.segments.strid: no such setting; did you mean data.segments.stride?",
+        ),
+    ],
+)
+def test_segments_and_pooling_that_cannot_work_are_refused(base, overrides, message):
+    assert message in refusal(base, *overrides)

@@ -9,7 +9,6 @@ Legend: bytes are whole numbers, times seconds, bandwidths bytes a second.
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from hmde_dist.engine.meter import PEAK_FLOPS
@@ -120,10 +119,8 @@ def model_of(encoder: HMDEModel, frozen: bool) -> Model:
 
 def batch_of(mixture: Mixture, documents: int, chunk_tokens: int | None) -> Batch:
     """A batch of `documents` documents as long as those of the first source are on average."""
-    columns, most = mixture.indexes[0].columns, mixture.settings.sentences
-    sentences = columns["document_sentences"].astype(np.int64)
-    kept = np.minimum(sentences, most)
-    tokens = columns["document_tokens"] * (kept / np.maximum(1, sentences)) + 2 * kept
+    settings = mixture.settings
+    kept, tokens = mixture.indexes[0].encoded(settings.windows, settings.sentences)
     return Batch(documents, round(documents * (kept.mean() + 1)), round(documents * tokens.mean()), chunk_tokens)
 
 

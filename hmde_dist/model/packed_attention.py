@@ -67,11 +67,11 @@ def attend(
 
 
 def pool(states_TW: torch.Tensor, segments: Segments, how: str) -> torch.Tensor:
-    """The first state of each piece of the stream (how = "first"), or the mean of its states, summed in fp32; [pieces, W]."""
+    """The first state of each piece of the stream (how = "first"), or the "mean" (summed in fp32) or "max"; [pieces, W]."""
     if how == "first":
         return states_TW[segments.starts[:-1].long()]
     lengths = segments.starts.diff().long()
-    return torch.segment_reduce(states_TW.float(), "mean", lengths=lengths, unsafe=True).to(states_TW.dtype)
+    return torch.segment_reduce(states_TW.float(), how, lengths=lengths, unsafe=True).to(states_TW.dtype)
 
 
 class Stream:
@@ -97,9 +97,7 @@ def encode_stream(
 ) -> torch.Tensor:
     """Last states [T, W] of a Hugging Face encoder that `unpad` has changed, for the sentences of a stream."""
     stream.segments = segments
-    # RoBERTa and its kin count positions from behind the padding index.
-    first = getattr(encoder.embeddings, "padding_idx", -1) + 1
-    arguments = {"position_ids": (positions_T + first)[None]}
+    arguments = {"position_ids": (positions_T + first_position(encoder))[None]}
     if "token_type_ids" in inspect.signature(encoder.forward).parameters:
         # BERT's own default is as long as its longest sentence, shorter than the stream.
         arguments["token_type_ids"] = torch.zeros_like(ids_T)[None]
@@ -107,6 +105,11 @@ def encode_stream(
         # Or it would make masks [T, T] that nobody reads.
         arguments["attention_mask"] = {"full_attention": None, "sliding_attention": None}
     return encoder(input_ids=ids_T[None], **arguments).last_hidden_state[0]
+
+
+def first_position(encoder: nn.Module) -> int:
+    """The position of the first token: RoBERTa and its kin count from behind the padding index."""
+    return getattr(encoder.embeddings, "padding_idx", -1) + 1
 
 
 def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
