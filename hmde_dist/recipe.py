@@ -110,9 +110,19 @@ class DataSection(Section):
         return [SourceSection(shards=self.shards)] if isinstance(self.shards, str) else self.shards
 
 
+class LongformerSection(Section):
+    attention_window: Annotated[int, Field(ge=2, multiple_of=2)] = Field(
+        512, description="tokens that a token sees, half of them to each side; the first token sees and is seen by all"
+    )
+    positions: Count = Field(4096, description="tokens of the longest segment, special ones included")
+
+
 class LowerSection(Section):
     pretrained: str | None = Field(None, description="Hugging Face encoder by name or folder, with its weights")
     config: dict | None = Field(None, description="or a Hugging Face configuration, with model_type, for fresh weights")
+    longformer: LongformerSection | None = Field(
+        None, description="make a Longformer of that encoder (BERT, RoBERTa, XLM-R), its weights included"
+    )
     pooling: Literal["cls", "mean"] = Field("cls", description="sentence vector: first state, or mean of all states")
     frozen: bool = Field(
         False,
@@ -442,6 +452,7 @@ def _explain(problem: dict, names: list[str] | None = None) -> str:
             *setting_names(),
             *setting_names(SourceSection, "data.shards."),
             *setting_names(SegmentsSection, "data.segments."),
+            *setting_names(LongformerSection, "model.lower.longformer."),
         ]
         nearest = difflib.get_close_matches(re.sub(r"\.\d+\.", ".", name), names, n=1, cutoff=0.5)
         return f"{name}: no such setting" + (f"; did you mean {nearest[0]}?" if nearest else "")

@@ -211,7 +211,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
             state["step"] += 1
             state["documents"] += batch.documents * world.size
             state["tokens"] += int(tokens)
-            meter.count(batch, model_flops(encoder, batch))
+            meter.count(batch, model_flops(encoder, batch), sum(encoder.slots(chunk) for chunk in batch.chunks))
         else:
             discard_gradients(engine)
             journal.skipped(state["step"], guard.skipped[-1])

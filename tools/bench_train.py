@@ -125,7 +125,7 @@ class PackedStep:
         self.engine.step()
 
     def slots(self, batch: RankBatch) -> int:
-        return batch.slots
+        return sum(self.encoder.slots(chunk) for chunk in batch.chunks)
 
 
 class PaddedStep:

@@ -54,6 +54,8 @@ class PaddedModel(nn.Module):
                 "--reference padded knows the paper's document encoder alone: set model.upper.positions=learned, "
                 "model.upper.layers to 1 or more, and model.upper.pooling to dcls or mean"
             )
+        if config.lower["model_type"] == "longformer":
+            raise InputError("--reference padded does not know global attention: leave model.lower.longformer out")
         self.precision, self.pooling, self.slots = precision, encoder.config.sentence_pooling, 0
         self.document_pooling = encoder.config.document_pooling
         self.lower = type(encoder.lower)(encoder.lower.config)

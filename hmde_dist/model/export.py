@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel
 from hmde_dist.command import InputError, output_folder
 from hmde_dist.corpus.tokenizer import load_tokenizer
 from hmde_dist.model.configuration_hmde import HMDEConfig
+from hmde_dist.model.longformer import longformer_config, longformer_weights
 from hmde_dist.model.model_card import model_card
 from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.model.packed_attention import first_position
@@ -81,6 +82,13 @@ def build_model(
             lower_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         except (ValueError, KeyError) as error:
             raise InputError(f"model.lower.config: {str(error).splitlines()[0][:200]}") from None
+    if lower.longformer:
+        try:
+            lower_config = longformer_config(
+                lower_config, lower.longformer.attention_window, lower.longformer.positions
+            )
+        except ValueError as error:
+            raise InputError(f"model.lower.longformer: {error}") from None
     if lower_config.vocab_size < manifest["vocabulary"]:
         raise InputError(
             f"the sentence encoder has {lower_config.vocab_size} tokens, the shards {manifest['vocabulary']}: "
@@ -130,8 +138,8 @@ def _check_positions(model: HMDEModel) -> None:
             ("windows", "data.segments.window") if windows else ("sentences", "--sentence-tokens of the shards")
         )
         raise InputError(
-            f"the sentence encoder has {positions} positions, {segments} of {tokens} tokens need {needed}: raise "
-            f"max_position_embeddings or lower {setting}"
+            f"the sentence encoder has {positions} positions, {segments} of {tokens} tokens need {needed}: raise them "
+            f"(max_position_embeddings, or positions of model.lower.longformer) or lower {setting}"
         )
 
 
@@ -168,7 +176,10 @@ def untrained_model(config: HMDEConfig, seed: int, pretrained: torch.nn.Module |
     if pretrained is None and config.lower_source:
         pretrained = AutoModel.from_pretrained(config.lower_source, dtype=torch.float32)
     if pretrained is not None:
-        missing, _ = model.lower.load_state_dict(pretrained.state_dict(), strict=False)
+        weights = pretrained.state_dict()
+        if model.lower.config.model_type == "longformer" and pretrained.config.model_type != "longformer":
+            weights = longformer_weights(pretrained, model.lower)
+        missing, _ = model.lower.load_state_dict(weights, strict=False)
         assert not missing, missing
     return model
 

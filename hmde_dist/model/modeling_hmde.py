@@ -21,7 +21,7 @@ from hmde_dist.corpus.sentences import split_sentences
 from hmde_dist.corpus.text import SentenceTokenizer
 from hmde_dist.model.configuration_hmde import HMDEConfig
 from hmde_dist.model.document_encoder import DocumentEncoder, SegmentPooling
-from hmde_dist.model.packed_attention import encode_stream, encoder_layers, pool, unpad
+from hmde_dist.model.packed_attention import encode_stream, encoder_layers, padded_width, pool, unpad
 from hmde_dist.stream.batch import PackedBatch, Segments, pack
 from hmde_dist.stream.sliding_windows import SlidingWindows
 
@@ -87,6 +87,12 @@ class HMDEModel(PreTrainedModel):
         """Compile each layer of both encoders, for any number of tokens."""
         for layer in (*encoder_layers(self.lower), *self.upper.layers):
             layer.compile(dynamic=True)
+
+    def slots(self, batch: PackedBatch) -> int:
+        """Tokens that are computed of a batch, padding included."""
+        if self.lower.config.model_type != "longformer" or batch.vectors is not None:
+            return batch.slots
+        return (len(batch.lower.starts) - 1) * padded_width(self.lower, batch.lower)
 
     def encode_sentences(self, batch: PackedBatch) -> torch.Tensor:
         """Sentence vectors [N, W] in the order of the stream."""
