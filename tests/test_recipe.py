@@ -250,7 +250,11 @@ def test_sources_have_weights_that_may_change(base):
         ),
         (
             ["model.upper={layers: 0, pooling: mean}", "objectives=[{name: masked_sentence}]"],
-            "objective masked_sentence needs a document encoder: set model.upper.layers to 1 or more",
+            "objectives: masked_sentence needs a document encoder: set model.upper.layers to 1 or more",
+        ),
+        (
+            ["data.segments={window: 10, stride: 5}", "objectives=[{name: translation_tokens}]"],
+            "objectives: translation_tokens aligns sentences, which windows are not: leave data.segments out",
         ),
         (["data.segments={window: 10, stride: 11}"], "data.segments: stride 11 is larger than window 10"),
         (["data.segments={window: 10}"], "data.segments.stride: missing"),
