@@ -17,6 +17,7 @@ from hmde_dist.recipe import Recipe
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.mixture import LanguagePairs, Mixture, Source
 from hmde_dist.stream.plan import PlanSettings
+from hmde_dist.stream.sliding_windows import SlidingWindows
 
 GIB = 2**30
 
@@ -53,6 +54,7 @@ def open_mixture(recipe: Recipe) -> Mixture:
         data.sentences,
         data.window,
         recipe.run.seed,
+        SlidingWindows(data.segments.window, data.segments.stride) if data.segments else None,
     )
     return Mixture(sources, settings, data.batch_languages == "one_pair")
 
@@ -93,7 +95,9 @@ def print_plan(recipe: Recipe, world: int = 1, gpu: str = "H100") -> None:
     mixture = open_mixture(recipe)
     settings, part = mixture.settings, mixture.parts[0]
     with torch.device("meta"):
-        encoder = build_model(recipe.model, mixture.indexes[0], settings.sentences, recipe.scale, settings.seed)
+        encoder = build_model(
+            recipe.model, mixture.indexes[0], settings.sentences, recipe.scale, settings.seed, settings.windows
+        )
     pairs, steps = settings.pairs, recipe.run.steps
     lower, upper = (sum(p.numel() for p in part.parameters()) for part in (encoder.lower, encoder.upper))
     for index in mixture.indexes:

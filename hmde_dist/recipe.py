@@ -52,6 +52,19 @@ class SourceSection(Section):
     )
 
 
+class SegmentsSection(Section):
+    window: Count = Field(description="tokens of a window, without special tokens")
+    stride: Count = Field(description="tokens from the beginning of a window to that of the next")
+
+    @model_validator(mode="after")
+    def _whole(self) -> "SegmentsSection":
+        if self.stride > self.window:
+            raise ValueError(
+                f"stride {self.stride} is larger than window {self.window}: tokens between would not be read"
+            )
+        return self
+
+
 class DataSection(Section):
     shards: Annotated[
         Annotated[str, Tag("one")] | Annotated[list[SourceSection], Field(min_length=1), Tag("several")],
@@ -64,7 +77,11 @@ class DataSection(Section):
         description="size of the cache of each shard set; the least recently used shards go first; none = no limit",
     )
     pairs_per_batch: Count = Field(description="document pairs of one global batch, over all ranks")
-    sentences: Count = Field(32, description="most sentences encoded of a document")
+    sentences: Count = Field(32, description="most sentences encoded of a document, or windows if `segments` is set")
+    segments: SegmentsSection | None = Field(
+        None,
+        description="{window: tokens, stride: tokens} = windows over all its tokens stand for a document's sentences",
+    )
     neighbours_per_batch: Share = Field(
         0.5, description="share of a batch made of category neighbours (hard negatives)"
     )
@@ -93,9 +110,19 @@ class DataSection(Section):
         return [SourceSection(shards=self.shards)] if isinstance(self.shards, str) else self.shards
 
 
+class LongformerSection(Section):
+    attention_window: Annotated[int, Field(ge=2, multiple_of=2)] = Field(
+        512, description="tokens that a token sees, half of them to each side; the first token sees and is seen by all"
+    )
+    positions: Count = Field(4096, description="tokens of the longest segment, special ones included")
+
+
 class LowerSection(Section):
     pretrained: str | None = Field(None, description="Hugging Face encoder by name or folder, with its weights")
     config: dict | None = Field(None, description="or a Hugging Face configuration, with model_type, for fresh weights")
+    longformer: LongformerSection | None = Field(
+        None, description="make a Longformer of that encoder (BERT, RoBERTa, XLM-R), its weights included"
+    )
     pooling: Literal["cls", "mean"] = Field("cls", description="sentence vector: first state, or mean of all states")
     frozen: bool = Field(
         False,
@@ -119,25 +146,44 @@ class LowerSection(Section):
 
 
 class UpperSection(Section):
-    layers: Count = 2
+    layers: Annotated[int, Field(ge=0)] = Field(
+        2, description="0 = the document vector is the mean or max of the sentence vectors themselves"
+    )
     heads: Count = 8
     intermediate: Count = Field(2048, description="width of the feed-forward layers")
     dropout: Share = 0.1
     positions: Literal["learned", "rotary"] = "learned"
-    pooling: Literal["dcls", "mean"] = Field(
-        "dcls", description="document vector: state of [DCLS], or mean of all states"
+    pooling: Literal["dcls", "mean", "max"] = Field(
+        "dcls", description="document vector: state of [DCLS], or mean or maximum of all states"
     )
+
+    @model_validator(mode="after")
+    def _something_to_pool(self) -> "UpperSection":
+        if not self.layers and self.pooling == "dcls":
+            raise ValueError(
+                "without layers nothing reaches [DCLS]: set pooling to mean or max, or layers to 1 or more"
+            )
+        return self
 
 
 class ModelSection(Section):
     lower: LowerSection
     upper: UpperSection = UpperSection()
 
+    @model_validator(mode="after")
+    def _something_to_train(self) -> "ModelSection":
+        if self.lower.frozen and not self.upper.layers:
+            raise ValueError(
+                "lower.frozen with upper.layers 0 leaves nothing to train: unfreeze, or set layers to 1 or more"
+            )
+        return self
+
 
 class ObjectiveSection(Section):
     """What every objective has; its own settings stand beside it in `hmde_dist/objectives/<name>.py`."""
 
     needs_tokens: ClassVar[bool] = False  # what it reads of a batch is not only sentence vectors
+    needs_layers: ClassVar[bool] = False  # of the document encoder
 
     name: str = Field(description="a file of hmde_dist/objectives/")
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of its loss in the sum of all")
@@ -278,6 +324,9 @@ class Recipe(Section):
                 for one in self.objectives
                 if one.needs_tokens
             ]
+        for one in self.objectives:
+            if one.needs_layers and not self.model.upper.layers:
+                problems.append(f"objective {one.name} needs a document encoder: set model.upper.layers to 1 or more")
         if self.run.best_metric is not None and self.data.validation is None:
             problems.append("run.best_metric needs data.validation")
         if self.optimizer.warmup_steps > self.run.steps:
@@ -399,7 +448,12 @@ def setting_names(section: type[BaseModel] = Recipe, prefix: str = "") -> list[s
 def _explain(problem: dict, names: list[str] | None = None) -> str:
     name = ".".join(str(part) for part in problem["loc"] if part not in ("one", "several")) or "recipe"
     if problem["type"] == "extra_forbidden":
-        names = names or setting_names() + setting_names(SourceSection, "data.shards.")
+        names = names or [
+            *setting_names(),
+            *setting_names(SourceSection, "data.shards."),
+            *setting_names(SegmentsSection, "data.segments."),
+            *setting_names(LongformerSection, "model.lower.longformer."),
+        ]
         nearest = difflib.get_close_matches(re.sub(r"\.\d+\.", ".", name), names, n=1, cutoff=0.5)
         return f"{name}: no such setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
     if problem["type"] == "missing":

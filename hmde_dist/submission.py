@@ -43,6 +43,7 @@ OWN_OPTIONS = """array chdir cpus-per-task dependency error export gpus-per-node
     ntasks-per-node open-mode output requeue no-requeue signal time""".split()
 # Its settings that act on a profile without Slurm.
 LOCAL_SETTINGS = {"cluster", "tasks_per_node", "gpus_per_node", "time_minutes", "signal_lead_seconds"}
+PROFILES = Path(__file__).parent.parent / "slurm" / "profiles"
 
 
 class Profile(Section):
@@ -86,6 +87,11 @@ class Profile(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def profile_path(name: str) -> Path:
+    """A profile of `slurm/profiles/`, or a file."""
+    return Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
 
 
 def load_profile(path: Path) -> Profile:
@@ -278,21 +284,21 @@ def batch_script(profile: Profile, nodes: int, name: str, folder: Path) -> str:
     return _script(profile, folder, slurm_parameters(profile, nodes, name, folder, folder / "code-<hash>"))
 
 
-def _step_parameters(profile: Profile, step: str, folder: Path, snapshot: Path, after: str, gpu: bool) -> dict:
+def _step_parameters(profile: Profile, step: str, folder: Path, snapshot: Path, after: str, gpus: int) -> dict:
     wanted = slurm_parameters(profile, 1, step, folder, snapshot) | {"ntasks_per_node": 1, "teardown": None}
-    if wanted.pop("gpus_per_node", None) and gpu:
-        wanted["gpus_per_node"] = 1
+    if wanted.pop("gpus_per_node", None) and gpus:
+        wanted |= {"gpus_per_node": gpus, "cpus_per_task": gpus * profile.cpus_per_task}
     wanted |= {"setup": _setup(profile, snapshot), "srun_args": profile.srun}
     waits = {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"} if after else {}
     return wanted | {"additional_parameters": wanted["additional_parameters"] | waits}
 
 
-def step_scripts(steps: Mapping[str, bool], profile: Profile, shares: int, folder: Path, gpu: bool) -> str:
+def step_scripts(steps: Mapping[str, bool], profile: Profile, shares: int, folder: Path, gpus: int) -> str:
     """The texts that `submit_steps` would give to sbatch, one after the other."""
     scripts, after = [], ""
     for step, many in steps.items():
         array = {"map_count": shares} if many else {}
-        parameters = _step_parameters(profile, step, folder / step, folder / "code-<hash>", after, gpu)
+        parameters = _step_parameters(profile, step, folder / step, folder / "code-<hash>", after, gpus)
         scripts.append(_script(profile, folder / step, parameters | array))
         after = f"<id of {step}>"
     return "\n".join(scripts)
@@ -300,24 +306,25 @@ def step_scripts(steps: Mapping[str, bool], profile: Profile, shares: int, folde
 
 # ---- submission ------------------------------------------------------------------------------------------------------
 def submit_steps(
-    command: Sequence[str], steps: Mapping[str, bool], profile: Profile, shares: int, folder: Path, gpu: bool
+    command: Sequence[str], steps: Mapping[str, bool], profile: Profile, shares: int, folder: Path, gpus: int
 ) -> dict[str, str]:
     """Submit a build as job arrays, each of which waits for the one before it; returns the job id of each step.
 
     Args:
         command: the build without --step, --share and --workers.
         steps: each step in order, and whether it has many tasks, to be shared by `shares` jobs.
-        gpu: each job gets one, if the profile has any.
+        gpus: that each job gets, if the profile has any, with `cpus_per_task` cores for each.
 
     Raises:
         InputError: there is no Slurm here, or Slurm refuses a job.
     """
     program = Path(command[0])
-    snapshot = take_snapshot(folder, {f"tools/{program.name}": program.read_bytes()})
+    tools = {f"tools/{tool.name}": tool.read_bytes() for tool in sorted(program.parent.glob("*.py"))}
+    snapshot = take_snapshot(folder, tools)
     ids: dict[str, str] = {}
     for step, many in steps.items():
         before = next(reversed(ids.values()), "")
-        parameters = _step_parameters(profile, step, folder / step, snapshot, before, gpu)
+        parameters = _step_parameters(profile, step, folder / step, snapshot, before, gpus)
         executor = _slurm(profile, folder / step, parameters)
         count = shares if many else 1
         job = ShareJob((str(snapshot / "tools" / program.name), *command[1:]), step, count, profile.cpus_per_task)

@@ -46,6 +46,7 @@ from hmde_dist.engine.training_state import discard_gradients, gradient_norm
 from hmde_dist.evaluation.validation import best_so_far, validate
 from hmde_dist.model.configuration_hmde import HMDEConfig
 from hmde_dist.model.export import build_model, save_description, save_model
+from hmde_dist.model.merge import mean
 from hmde_dist.model.model_card import model_card, save_data_facts
 from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.objectives.objective import Loss
@@ -101,7 +102,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
     guard, checkpoints = Guard(recipe.guard), run.folder / "checkpoints"
     identity = checkpoint.identity_of(recipe, mixture.indexes)
     found = checkpoint.find(checkpoints, recipe, identity, world)
-    encoder = build_model(recipe.model, index, data.sentences, recipe.scale, run.seed)
+    encoder = build_model(recipe.model, index, data.sentences, recipe.scale, run.seed, mixture.settings.windows)
     encoder.config.languages = sorted({language for one in mixture.indexes for language in one.languages})
     frozen = recipe.model.lower.frozen_at(found["state"]["step"] if found else 0)
     vectors = sentence_vectors(recipe, encoder, mixture.indexes, world) if frozen else ()
@@ -165,7 +166,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
 
     def validate_now() -> None:
         with meter.aside():
-            found = validate(engine, validation, data.sentences, world, interrupted)
+            found = validate(engine, validation, data.sentences, world, interrupted, encoder.windows)
         if found is None:
             return
         step = state["validated"] = state["step"]
@@ -210,7 +211,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
             state["step"] += 1
             state["documents"] += batch.documents * world.size
             state["tokens"] += int(tokens)
-            meter.count(batch, model_flops(encoder, batch))
+            meter.count(batch, model_flops(encoder, batch), sum(encoder.slots(chunk) for chunk in batch.chunks))
         else:
             discard_gradients(engine)
             journal.skipped(state["step"], guard.skipped[-1])
@@ -292,10 +293,16 @@ def next_batch(stream: Iterator[RankBatch], world: topology.World) -> RankBatch:
     return batch
 
 
-def export_run(run: Path, out: Path, best: bool = False) -> Path:
-    """Export a checkpoint of the run folder `run`, the newest or the best one, as a self-contained model folder `out`."""
+def export_run(run: Path, out: Path, best: bool = False, last: int = 1) -> Path:
+    """Export a checkpoint of the run folder `run` as a self-contained model folder `out`.
+
+    Args:
+        best: not the newest checkpoint but the one with the best validation.
+        last: the mean of the weights of so many newest checkpoints.
+    """
     recipe = load_recipe(run / "config.yaml")
     weights, state = checkpoint.load_weights(run)
+    merged = ""
     if best:
         step = state["best"]["step"]
         if not step:
@@ -303,6 +310,14 @@ def export_run(run: Path, out: Path, best: bool = False) -> Path:
                 f"{run}: no validation has chosen a best checkpoint; train with run.best_metric, such as R@1"
             )
         weights, state = checkpoint.load_weights(run, step)
+    elif last > 1:
+        steps = [step for step in checkpoint.steps_in(run / "checkpoints") if step <= state["step"]][-last:]
+        if len(steps) < last:
+            raise InputError(
+                f"{run}: {len(steps)} complete checkpoints, {last} wanted; run.keep_checkpoints keeps more"
+            )
+        weights = mean(checkpoint.load_weights(run, step)[0] for step in steps)
+        merged = f"the mean of the weights after steps {', '.join(map(str, steps))}"
     encoder = HMDEModel(HMDEConfig.from_pretrained(run / "model"))
     module = TrainedModule(encoder, recipe)
     # A name that is missing belongs to a tensor that has another name, too.
@@ -310,7 +325,8 @@ def export_run(run: Path, out: Path, best: bool = False) -> Path:
     assert not unexpected and not {name for name, _ in module.named_parameters()} & set(missing), (missing, unexpected)
     constants = module.objectives[0].constants()
     encoder.config.scale = float(constants["scale"].detach()) if "scale" in constants else recipe.scale
-    save_model(encoder, load_tokenizer(run / "model"), out, model_card(encoder.config, run, state["step"]))
+    card = model_card(encoder.config, run, state["step"], merged)
+    save_model(encoder, load_tokenizer(run / "model"), out, card)
     return out
 
 

@@ -14,9 +14,16 @@ from hmde_dist.corpus import shard_build, wikipedia
 from hmde_dist.evaluation import encode
 from hmde_dist.recipe import dump_recipe, load_recipe
 from hmde_dist.stream.index import ShardIndex
-from hmde_dist.submission import Profile, batch_script, load_profile, step_scripts, submit, submit_steps, wait
-
-PROFILES = Path(__file__).parent / "profiles"
+from hmde_dist.submission import (
+    Profile,
+    batch_script,
+    load_profile,
+    profile_path,
+    step_scripts,
+    submit,
+    submit_steps,
+    wait,
+)
 
 
 def main() -> int | None:
@@ -63,10 +70,6 @@ def main() -> int | None:
     return wait(job, folder) if args.wait or profile.cluster == "local" else None
 
 
-def profile_path(name: str) -> Path:
-    return Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
-
-
 def split_command(arguments: list[str]) -> tuple[list[str], list[str]]:
     """What stands before and behind `--`."""
     place = arguments.index("--") if "--" in arguments else len(arguments)
@@ -76,7 +79,7 @@ def split_command(arguments: list[str]) -> tuple[list[str], list[str]]:
 def submit_build(command: list[str], profile: Profile, shares: int, dry_run: bool) -> None:
     program = Path(command[0]).name
     chains = {"build_documents.py": wikipedia.STEPS, "build_shards.py": shard_build.STEPS, "encode.py": encode.STEPS}
-    steps, gpu = chains.get(program), program == "encode.py"
+    steps, gpus = chains.get(program), int(program == "encode.py")
     if steps is None or (program == "build_documents.py" and command[1:2] != ["wikipedia"]):
         raise InputError(
             f"{' '.join(command[:2])}: only tools/build_documents.py wikipedia, build_shards.py and encode.py have steps"
@@ -94,9 +97,9 @@ def submit_build(command: list[str], profile: Profile, shares: int, dry_run: boo
     out = Path(outs[0]).resolve()
     folder = out.with_name(out.name + ".jobs")
     if dry_run:
-        print(step_scripts(steps, profile, shares, folder, gpu))
+        print(step_scripts(steps, profile, shares, folder, gpus))
         return
-    for step, job in submit_steps(command, steps, profile, shares, folder, gpu).items():
+    for step, job in submit_steps(command, steps, profile, shares, folder, gpus).items():
         print(f"{step:<10} job {job}: logs in {folder / step}")
 
 

@@ -95,8 +95,8 @@ class Bench:
 
     def encoder(self) -> HMDEModel:
         recipe = self.recipe
-        index, sentences = self.mixture.indexes[0], recipe.data.sentences
-        return build_model(recipe.model, index, sentences, recipe.scale, recipe.run.seed)
+        index, settings = self.mixture.indexes[0], self.mixture.settings
+        return build_model(recipe.model, index, settings.sentences, recipe.scale, settings.seed, settings.windows)
 
     def part(self, chunk_tokens: int | None, vectors: Sequence = ()) -> RankBatches:
         return RankBatches(self.mixture, self.world.rank, self.world.size, self.hard, chunk_tokens, vectors)
@@ -125,7 +125,7 @@ class PackedStep:
         self.engine.step()
 
     def slots(self, batch: RankBatch) -> int:
-        return batch.slots
+        return sum(self.encoder.slots(chunk) for chunk in batch.chunks)
 
 
 class PaddedStep:

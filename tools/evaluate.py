@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -272,11 +273,17 @@ def add_bias(tasks) -> None:
 def evaluate_of_bias(args) -> dict:
     model = load_model(args.model)
     tokenizer = model.sentence_tokenizer()
+
+    def size(sentences: Sequence[str]) -> list[int]:
+        """Places that each sentence takes: its pieces, or its tokens where windows are cut across sentences."""
+        encoded = tokenizer.encode([sentence] for sentence in sentences)
+        return [sum(map(len, pieces)) if model.windows else len(pieces) for pieces in encoded]
+
     return evaluate_bias(
         list(read_documents(args.documents)),
         encoders(model, args.baselines, args.beside_models),
-        places=model.config.max_sentences,
-        size=lambda sentences: [len(pieces) for pieces in tokenizer.encode([sentence] for sentence in sentences)],
+        places=model.most_tokens if model.windows else model.config.max_sentences,
+        size=size,
         count=args.groups,
     )
 

@@ -28,7 +28,8 @@ def main() -> None:
     mixture = open_mixture(recipe)
     world = topology.join(recipe.engine.timeout_minutes)
     try:
-        encoder = build_model(recipe.model, mixture.indexes[0], recipe.data.sentences, recipe.scale, recipe.run.seed)
+        index, windows = mixture.indexes[0], mixture.settings.windows
+        encoder = build_model(recipe.model, index, recipe.data.sentences, recipe.scale, recipe.run.seed, windows)
         for vectors in sentence_vectors(recipe, encoder, mixture.indexes, world):
             if world.is_first:
                 print(

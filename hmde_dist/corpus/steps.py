@@ -236,11 +236,12 @@ def add_arguments(parser: argparse.ArgumentParser, steps: Iterable[str], threads
         help=f"do this step only, as one of many jobs: {', '.join(steps)}",
     )
     parser.add_argument(
-        "--share", type=_share, default=(0, 1), metavar="I/N", help="of that step, tasks I, I+N, I+2N ... (0/1: all)"
+        "--share", type=share, default=(0, 1), metavar="I/N", help="of that step, tasks I, I+N, I+2N ... (0/1: all)"
     )
 
 
-def _share(text: str) -> tuple[int, int]:
+def share(text: str) -> tuple[int, int]:
+    """An argument I/N (for `add_argument(type=...)`)."""
     number, _, of = text.partition("/")
     if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)):
         raise argparse.ArgumentTypeError(f'"{text}" is no share such as 0/4 ... 3/4')

@@ -109,6 +109,10 @@ def start_engine(recipe: Recipe, encoder: HMDEModel, world: World, frozen: bool 
     if recipe.engine.compile:
         if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
             raise InputError("engine.compile=true would do nothing, for TORCHDYNAMO_DISABLE=1 is set: unset it")
+        if encoder.lower.config.model_type == "longformer":
+            raise InputError(
+                "engine.compile=true cannot compile a Longformer, whose attention indexes by value: unset it"
+            )
     else:
         # Without this the first import of DeepSpeed's optimizers spends seconds in torch.compile.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -9,10 +9,7 @@ Legend: bytes are whole numbers, times seconds, bandwidths bytes a second.
 import math
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
-from hmde_dist.engine.meter import PEAK_FLOPS
+from hmde_dist.engine.meter import PEAK_FLOPS, matrix_weights
 from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.stream.mixture import Mixture
 
@@ -100,10 +97,7 @@ def memory(model: Model, batch: Batch, world: int, zero_stage: int, bytes_each: 
 def model_of(encoder: HMDEModel, frozen: bool) -> Model:
     """The sizes of an encoder, which may be on the meta device."""
     numbers = [sum(p.numel() for p in part.parameters()) for part in (encoder.lower, encoder.upper)]
-    matrices = [
-        sum(m.weight.numel() for m in part.modules() if isinstance(m, torch.nn.Linear))
-        for part in (encoder.lower, encoder.upper)
-    ]
+    matrices = [matrix_weights(part) for part in (encoder.lower, encoder.upper)]
     settings = encoder.lower.config
     trained = numbers[1] if frozen else sum(numbers)
     lower = 0 if frozen else matrices[0]
@@ -120,10 +114,8 @@ def model_of(encoder: HMDEModel, frozen: bool) -> Model:
 
 def batch_of(mixture: Mixture, documents: int, chunk_tokens: int | None) -> Batch:
     """A batch of `documents` documents as long as those of the first source are on average."""
-    columns, most = mixture.indexes[0].columns, mixture.settings.sentences
-    sentences = columns["document_sentences"].astype(np.int64)
-    kept = np.minimum(sentences, most)
-    tokens = columns["document_tokens"] * (kept / np.maximum(1, sentences)) + 2 * kept
+    settings = mixture.settings
+    kept, tokens = mixture.indexes[0].encoded(settings.windows, settings.sentences)
     return Batch(documents, round(documents * (kept.mean() + 1)), round(documents * tokens.mean()), chunk_tokens)
 
 

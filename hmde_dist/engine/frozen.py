@@ -5,7 +5,6 @@ how they lie on disk. As in HMDE's own runs, the sentence encoder is in evaluati
 """
 
 import hashlib
-import math
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,11 @@ from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.loader import packing_settings
 from hmde_dist.stream.reader import GroupReader
 from hmde_dist.stream.sentence_vectors import SentenceVectors, VectorLayout, write_manifest
+from hmde_dist.stream.sliding_windows import cut
 from hmde_dist.topology import World
 
 TOKENS_PER_CALL = 16_384
+MOST = 1 << 40  # segments, where there is no limit
 
 
 def sentence_vectors(
@@ -39,8 +40,8 @@ def sentence_vectors(
     weights = _fingerprint(encoder, recipe.engine.precision)
     found = []
     for index in indexes:
-        layout = VectorLayout.of(index, encoder.config.hidden_size, limit)
-        facts = {"weights": weights, "index_hash": index.hash, "sentences": limit}
+        layout = VectorLayout.of(index, encoder.config.hidden_size, limit, encoder.windows)
+        facts = {"weights": weights, "index_hash": index.hash, "sentences": limit, "segments": encoder.config.segments}
         key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
         folder = vectors_folder(index) / key
         if not world.agree(not (folder / "manifest.json").is_file()):
@@ -86,19 +87,18 @@ def _compute(encoder, index: ShardIndex, layout: VectorLayout, folder: Path, lim
 def _block_vectors(encoder: HMDEModel, reader: GroupReader, layout: VectorLayout, block: int, limit, precision: str):
     """Vectors [S, W] (bf16) of the documents of a block, several documents at a time."""
     index = reader.index
-    settings = packing_settings(index, limit or math.inf)
+    settings = packing_settings(index, limit or MOST)
     first, stop = (int(number) for number in layout.first_document[block : block + 2])
-    tokens = index.columns["document_tokens"][first:stop].astype(np.int64)
-    call = np.cumsum(tokens + 2 * index.columns["document_sentences"][first:stop].astype(np.int64)) // TOKENS_PER_CALL
+    _, tokens = index.encoded(encoder.windows, limit or MOST, slice(first, stop))
+    call = np.cumsum(tokens) // TOKENS_PER_CALL
     starts = index.columns["group_documents"].astype(np.int64)
     groups = np.searchsorted(starts, np.arange(first, stop), side="right") - 1
     for documents in np.split(np.arange(first, stop), np.flatnonzero(np.diff(call)) + 1):
         samples = {group: reader[group] for group in dict.fromkeys(groups[documents - first].tolist())}
         texts = [
-            samples[group].document(number - int(starts[group]))
+            cut(samples[group].document(number - int(starts[group])), encoder.windows)
             for number, group in zip(documents.tolist(), groups[documents - first].tolist(), strict=True)
         ]
-        settings["sentences"] = limit or max(len(lengths) for _, lengths in texts)
         batch = pack(texts, **settings).to(encoder.device)
         with torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
             yield encoder.encode_sentences(batch)[batch.sentence_rows].bfloat16()

@@ -36,16 +36,20 @@ def model_flops(model: HMDEModel, batch: RankBatch) -> float:
     Embedding tables are looked up, not multiplied, and do not count; attention scores are left out (sentences are short).
     Where the sentence vectors are known already, the sentence encoder does nothing.
     """
-    lower = _matrix_weights(model.lower)
-    upper = _matrix_weights(model.upper)
+    lower = matrix_weights(model.lower)
+    upper = matrix_weights(model.upper)
     tokens = sum(chunk.tokens for chunk in batch.chunks if chunk.vectors is None)
     return 6.0 * (lower * tokens + upper * sum(len(chunk.upper_rows) for chunk in batch.chunks))
 
 
-def _matrix_weights(module: torch.nn.Module) -> int:
-    # `ds_numel`: under ZeRO-3 a parameter's own size is that of its local part.
+def matrix_weights(module: torch.nn.Module) -> int:
+    """Weights of the matrices that every token is multiplied with."""
+    # `ds_numel`: under ZeRO-3 a parameter's own size is that of its local part. A Longformer's `query_global` is for the
+    # first token of a text alone.
     return sum(
-        getattr(m.weight, "ds_numel", m.weight.numel()) for m in module.modules() if isinstance(m, torch.nn.Linear)
+        getattr(m.weight, "ds_numel", m.weight.numel())
+        for name, m in module.named_modules()
+        if isinstance(m, torch.nn.Linear) and not name.endswith("query_global")
     )
 
 
@@ -72,10 +76,15 @@ class Meter:
         """Time this step spent waiting for its batch."""
         self.waited += seconds
 
-    def count(self, batch: RankBatch, flops: float) -> None:
+    def count(self, batch: RankBatch, flops: float, slots: int) -> None:
+        """A step was taken.
+
+        Args:
+            slots: tokens that the sentence encoder computed, padding included.
+        """
         self.documents += batch.documents
         self.tokens += batch.tokens
-        self.slots += batch.slots
+        self.slots += slots
         self.flops += flops
         self.imbalance += batch.imbalance
         self.steps += 1

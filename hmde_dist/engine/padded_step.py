@@ -48,8 +48,14 @@ class PaddedModel(nn.Module):
 
     def __init__(self, encoder: HMDEModel, precision: str = "fp32"):
         super().__init__()
-        if encoder.config.upper_positions != "learned":
-            raise InputError("--reference padded has learned positions only: set model.upper.positions=learned")
+        config = encoder.config
+        if not config.upper_layers or config.document_pooling == "max" or config.upper_positions != "learned":
+            raise InputError(
+                "--reference padded knows the paper's document encoder alone: set model.upper.positions=learned, "
+                "model.upper.layers to 1 or more, and model.upper.pooling to dcls or mean"
+            )
+        if config.lower["model_type"] == "longformer":
+            raise InputError("--reference padded does not know global attention: leave model.lower.longformer out")
         self.precision, self.pooling, self.slots = precision, encoder.config.sentence_pooling, 0
         self.document_pooling = encoder.config.document_pooling
         self.lower = type(encoder.lower)(encoder.lower.config)

@@ -143,7 +143,8 @@ def _batch(encoder: HMDEModel, recipe: Recipe, rank: int, size: int, alone: bool
 
 def _pack(encoder: HMDEModel, rank: int, numbers: np.ndarray) -> PackedBatch:
     """Documents of one to three sentences of two to six tokens, functions of rank and number; in a pair as many."""
-    counts = 1 + draws.bits(0, "sentences", rank, numbers % PAIRS) % 3
+    most = min(3, encoder.config.max_sentences)
+    counts = 1 + draws.bits(0, "sentences", rank, numbers % PAIRS) % most
     if not any(p.requires_grad for p in encoder.lower.parameters()):
         width = encoder.config.hidden_size
         bits = [
@@ -159,7 +160,7 @@ def _pack(encoder: HMDEModel, rank: int, numbers: np.ndarray) -> PackedBatch:
         random = draws.bits(0, "token", rank, number, np.arange(int(lengths.sum())))
         tokens = vocabulary - 1 - random % (vocabulary // 2)
         documents.append((tokens.astype(np.uint32), lengths.astype(np.int64)))
-    return pack(documents, cls_id=vocabulary - 1, sep_id=vocabulary - 2, sentences=3)
+    return pack(documents, cls_id=vocabulary - 1, sep_id=vocabulary - 2, sentences=most)
 
 
 def _seed(seed: int, rank: int, chunk: int) -> int:

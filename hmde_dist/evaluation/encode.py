@@ -72,9 +72,7 @@ def encode_windows(
     documents, limit = iter(documents), model.config.max_sentences
     with progress(desc="encode", unit="document", leave=False, disable=quiet) as bar:
         while window := list(islice(documents, WINDOW)):
-            pieces = model.sentence_tokenizer().encode(
-                list(d.sentences) or split_sentences(d.text, d.lang) for d in window
-            )
+            pieces = model.segments(list(d.sentences) or split_sentences(d.text, d.lang) for d in window)
             sentences = np.array([len(p) for p in pieces])
             kept = np.minimum(sentences, limit)
             counts = kept if output in SENTENCE_OUTPUTS else np.ones_like(kept)

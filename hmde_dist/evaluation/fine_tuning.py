@@ -68,11 +68,7 @@ def fine_tuned(folder: Path, documents: list[Document], many: bool, settings: Se
         raise InputError(
             f"--batch-documents {settings.batch_documents} is not divisible by {world.size} ranks: use a multiple"
         )
-    pieces = (
-        load_model(folder)
-        .sentence_tokenizer()
-        .encode(list(d.sentences) or split_sentences(d.text, d.lang) for d in documents)
-    )
+    pieces = load_model(folder).segments(list(d.sentences) or split_sentences(d.text, d.lang) for d in documents)
 
     def fit(rows: Rows, targets: np.ndarray, seed: int) -> np.ndarray:
         if len(rows.train) < settings.batch_documents:

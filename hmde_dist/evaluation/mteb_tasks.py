@@ -107,7 +107,7 @@ def encoder(model: HMDEModel, batch_size: int = 32):
                     "revision": "export",
                     "similarity_fn_name": ScoringFunction.COSINE,
                     "embed_dim": model.config.hidden_size,
-                    "max_tokens": model.config.max_sentences * model.config.sentence_tokens,
+                    "max_tokens": model.most_tokens,
                 }
             )
 

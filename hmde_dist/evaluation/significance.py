@@ -68,6 +68,14 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> list[float]:
     return interval(multiplicities(len(values), seed) @ values / len(values))
 
 
+def t_interval(values: Sequence[float]) -> list[float] | None:
+    """95 % interval of the mean of a few independent values, by Student's t; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return [float(np.mean(values) - half), float(np.mean(values) + half)]
+
+
 def compare(values: dict[str, dict[str, np.ndarray]], subject: str) -> list[dict]:
     """Tests of system `subject` against every other on every part (a language pair), all corrected together.
 

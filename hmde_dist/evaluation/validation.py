@@ -20,6 +20,7 @@ from hmde_dist.stream.batch import pack
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.loader import packing_settings
 from hmde_dist.stream.reader import GroupReader
+from hmde_dist.stream.sliding_windows import SlidingWindows, cut
 from hmde_dist.topology import World
 
 DOCUMENTS_PER_CALL = 64
@@ -53,12 +54,19 @@ class Interrupted(Exception):
 
 @torch.no_grad()
 def validate(
-    engine, index: ShardIndex, sentences: int, world: World, interrupted: Callable[[], bool] = lambda: False
+    engine,
+    index: ShardIndex,
+    sentences: int,
+    world: World,
+    interrupted: Callable[[], bool] = lambda: False,
+    windows: SlidingWindows | None = None,
 ) -> Validation | None:
     """Retrieval over all documents of `index`, bias over some of them; none if it was interrupted. A collective.
 
     Args:
+        sentences: segments of a document that are encoded.
         interrupted: asked before every call, on all ranks; ends the validation if true.
+        windows: what a document is cut into; none = its sentences.
     """
     first = index.columns["group_documents"].astype(np.int64)
     group_of = np.repeat(np.arange(index.groups), np.diff(first))
@@ -69,7 +77,7 @@ def validate(
         return reader[int(group_of[number])].document(int(number - first[group_of[number]]))
 
     def encode(sizes: np.ndarray, read: Callable[[int], Tokens], what: str) -> np.ndarray:
-        """Vectors of the documents `read(0)`, `read(1)`, ...; `sizes` are their numbers of sentences.
+        """Vectors of the documents `read(0)`, `read(1)`, ...; `sizes` are their numbers of segments.
 
         Every rank encodes the same number of documents (some twice, at the end), so ranks never wait for one another's
         missing calls.
@@ -83,7 +91,7 @@ def validate(
         for start in progress(blocks, desc=what, unit="call", leave=False, disable=not world.is_first):
             if interrupted():
                 raise Interrupted
-            documents = [read(int(number)) for number in mine[start : start + DOCUMENTS_PER_CALL]]
+            documents = [cut(read(int(number)), windows) for number in mine[start : start + DOCUMENTS_PER_CALL]]
             vectors.append(engine(pack(documents, **settings).to(world.device)))
         gathered = gather(torch.cat(vectors)).cpu().numpy()
         by_number = np.empty((len(order), gathered.shape[1]), dtype=np.float32)
@@ -93,15 +101,16 @@ def validate(
     def encode_documents(documents: Sequence[Document]) -> np.ndarray:
         """An encoder as `evaluation.bias` wants it, for documents of token ids."""
         read_ = [(np.concatenate(d.sentences), np.array([len(s) for s in d.sentences])) for d in documents]
-        return encode(np.array([len(d.sentences) for d in documents]), read_.__getitem__, "validate: position")
+        sizes = [len(cut(document, windows)[1]) for document in read_]
+        return encode(np.array(sizes), read_.__getitem__, "validate: position")
 
     engine.eval()
     try:
-        vectors = encode(index.columns["document_sentences"], read, "validate")
+        vectors = encode(index.segments(windows), read, "validate")
         candidates = Candidates([str(group) for group in group_of], languages)
         scores = macro(retrieval(candidates, cosine_scorer(vectors), language_pairs(candidates)))
         del scores["queries"]
-        slopes = list(_slopes(index, read, sentences, encode_documents))
+        slopes = list(_slopes(index, read, sentences, windows, encode_documents))
     except Interrupted:
         return None
     finally:
@@ -152,10 +161,13 @@ def _slopes(
     index: ShardIndex,
     read: Callable[[int], Tokens],
     sentences: int,
+    windows: SlidingWindows | None,
     encode: Callable[[Sequence[Document]], np.ndarray],
 ) -> Iterator[float]:
     """`position_bias` within each language that has enough documents; across languages would be many more to encode."""
     spoken = index.columns["document_language"]
+    # Places in a document, and how many a sentence takes of them: one, or its tokens.
+    room = (sentences,) if windows is None else (windows.reach(sentences), lambda texts: [len(text) for text in texts])
     each = max(8, BIAS_DOCUMENTS // (2 * len(np.unique(spoken))))  # a document and its rotations: twice as many
     for language in np.unique(spoken):
         mine = np.flatnonzero(spoken == language)
@@ -164,6 +176,6 @@ def _slopes(
         for number in mine:
             tokens, lengths = read(int(number))
             groups[str(number)] = {index.languages[language]: tuple(np.split(tokens, np.cumsum(lengths)[:-1]))}
-        found = position_bias(groups, encode, sentences)["macro"]
+        found = position_bias(groups, encode, *room)["macro"]
         if "slope" in found:
             yield found["slope"]

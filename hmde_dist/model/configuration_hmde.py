@@ -15,9 +15,13 @@ class HMDEConfig(PretrainedConfig):
         lower_source: name or folder of the pretrained weights the sentence encoder started from; "" = from scratch.
         sentence_pooling: sentence vector = "cls" (first token's state) or "mean" (of all its tokens' states).
         upper_layers, upper_heads, upper_intermediate, upper_dropout: the document encoder; its width is the lower's.
+            0 layers: the document vector is pooled from the sentence vectors themselves.
         upper_positions: "learned" or "rotary" positions of sentences.
-        document_pooling: document vector = "dcls" (the state of [DCLS]) or "mean" (of [DCLS] and all sentences).
-        max_sentences: sentences of a document that are encoded.
+        document_pooling: document vector = "dcls" (the state of [DCLS]), "mean" or "max" (of [DCLS] and all sentences; of
+            the sentence vectors if there are no layers).
+        segments: {"window": tokens, "stride": tokens} = a document is cut into such windows over its token stream, which
+            take the place of its sentences (`stream.sliding_windows`); None = sentences.
+        max_sentences: sentences of a document that are encoded, or windows.
         sentence_tokens: token budget of a sentence, without special tokens; longer ones are cut in pieces.
         scale: the scale of the cosine the model was trained with (the inverse temperature).
         languages: of the documents it was trained on; None = not recorded.
@@ -38,6 +42,7 @@ class HMDEConfig(PretrainedConfig):
         upper_dropout: float = 0.1,
         upper_positions: str = "learned",
         document_pooling: str = "dcls",
+        segments: dict[str, int] | None = None,
         max_sentences: int = 32,
         sentence_tokens: int = 126,
         scale: float = 20.0,
@@ -55,6 +60,7 @@ class HMDEConfig(PretrainedConfig):
         self.upper_dropout = upper_dropout
         self.upper_positions = upper_positions
         self.document_pooling = document_pooling
+        self.segments = segments
         self.max_sentences = max_sentences
         self.sentence_tokens = sentence_tokens
         self.scale = scale

@@ -1,5 +1,7 @@
 """The upper transformer: sentence vectors in context, and the document vector, over one flat stream without padding.
 
+`SegmentPooling` is what stands there if it has no layers.
+
 The file travels inside exported models.
 
 Legend: U vectors of the stream ([DCLS] and sentences of all documents), W width, H heads, D documents.
@@ -95,5 +97,35 @@ class DocumentEncoder(nn.Module):
             else:
                 x_UW = layer(x_UW, upper_positions_U, segments)
         x_UW = self.output_norm(x_UW)
-        pooled_DW = pool(x_UW, segments, "first" if self.pooling == "dcls" else "mean")
+        pooled_DW = pool(x_UW, segments, "first" if self.pooling == "dcls" else self.pooling)
+        return pooled_DW[document_rows_D], x_UW
+
+
+class SegmentPooling(nn.Module):
+    """In the place of a `DocumentEncoder` that has no layers: the mean or max of the sentence vectors. No parameters.
+
+    The vector of a document without sentences is zero.
+    """
+
+    def __init__(self, pooling: str):
+        super().__init__()
+        self.pooling, self.checkpointing, self.layers = pooling, False, nn.ModuleList()
+
+    def forward(
+        self,
+        sentences_NW: torch.Tensor,
+        upper_rows_U: torch.Tensor,
+        upper_positions_U: torch.Tensor,
+        document_rows_D: torch.Tensor,
+        segments: Segments,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As that of `DocumentEncoder`; the states [U, W] are the sentence vectors, and zeros at the places of [DCLS]."""
+        x_UW = F.pad(sentences_NW, (0, 0, 0, 1))[upper_rows_U]
+        if self.pooling == "max":
+            nowhere = (upper_positions_U == 0)[:, None]
+            pooled_DW = pool(x_UW.masked_fill(nowhere, float("-inf")), segments, "max")
+            pooled_DW = pooled_DW.masked_fill(pooled_DW.isneginf(), 0.0)
+        else:
+            with_dcls = segments.starts.diff()[:, None]
+            pooled_DW = pool(x_UW, segments, "mean") * (with_dcls / (with_dcls - 1).clamp_min(1))
         return pooled_DW[document_rows_D], x_UW

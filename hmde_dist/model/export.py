@@ -16,16 +16,20 @@ from transformers import AutoConfig, AutoModel
 from hmde_dist.command import InputError, output_folder
 from hmde_dist.corpus.tokenizer import load_tokenizer
 from hmde_dist.model.configuration_hmde import HMDEConfig
+from hmde_dist.model.longformer import longformer_config, longformer_weights
 from hmde_dist.model.model_card import model_card
 from hmde_dist.model.modeling_hmde import HMDEModel
+from hmde_dist.model.packed_attention import first_position
 from hmde_dist.recipe import ModelSection
 from hmde_dist.stream.index import ShardIndex
+from hmde_dist.stream.sliding_windows import SlidingWindows
 
 PACKAGE = Path(__file__).parent.parent
 BUNDLE = (
     "corpus/sentences.py",
     "corpus/text.py",
     "stream/batch.py",
+    "stream/sliding_windows.py",
     "model/configuration_hmde.py",
     "model/packed_attention.py",
     "model/document_encoder.py",
@@ -34,13 +38,21 @@ BUNDLE = (
 )
 
 
-def build_model(recipe: ModelSection, index: ShardIndex, sentences: int, scale: float, seed: int) -> HMDEModel:
+def build_model(
+    recipe: ModelSection,
+    index: ShardIndex,
+    sentences: int,
+    scale: float,
+    seed: int,
+    windows: SlidingWindows | None = None,
+) -> HMDEModel:
     """The model of a recipe before its first step: the same weights for the same seed, everywhere.
 
     Args:
         index: the shard set it will read; gives vocabulary and sentence length.
-        sentences: sentences of a document that are encoded.
+        sentences: segments of a document that are encoded.
         scale: of the cosine in the loss, recorded in the configuration.
+        windows: what a document is cut into; none = its sentences.
 
     Raises:
         InputError: no such pretrained encoder, or one whose vocabulary or positions are too small for the shards.
@@ -70,19 +82,19 @@ def build_model(recipe: ModelSection, index: ShardIndex, sentences: int, scale: 
             lower_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         except (ValueError, KeyError) as error:
             raise InputError(f"model.lower.config: {str(error).splitlines()[0][:200]}") from None
+    if lower.longformer:
+        try:
+            lower_config = longformer_config(
+                lower_config, lower.longformer.attention_window, lower.longformer.positions
+            )
+        except ValueError as error:
+            raise InputError(f"model.lower.longformer: {error}") from None
     if lower_config.vocab_size < manifest["vocabulary"]:
         raise InputError(
             f"the sentence encoder has {lower_config.vocab_size} tokens, the shards {manifest['vocabulary']}: "
             "build the shards with the encoder's own tokenizer"
         )
-    positions = getattr(lower_config, "max_position_embeddings", None)
-    # RoBERTa-like encoders lose two positions to the padding index.
-    if positions is not None and positions < manifest["sentence_tokens"] + 4:
-        raise InputError(
-            f"the sentence encoder has {positions} positions, sentences of {manifest['sentence_tokens']} tokens need "
-            f"{manifest['sentence_tokens'] + 4}: raise max_position_embeddings or lower --sentence-tokens of the shards"
-        )
-    if lower_config.hidden_size % recipe.upper.heads:
+    if recipe.upper.layers and lower_config.hidden_size % recipe.upper.heads:
         raise InputError(f"model.upper.heads={recipe.upper.heads} does not divide the width {lower_config.hidden_size}")
     if recipe.upper.positions == "rotary" and lower_config.hidden_size // recipe.upper.heads % 2:
         raise InputError(
@@ -101,6 +113,7 @@ def build_model(recipe: ModelSection, index: ShardIndex, sentences: int, scale: 
         upper_dropout=recipe.upper.dropout,
         upper_positions=recipe.upper.positions,
         document_pooling=recipe.upper.pooling,
+        segments=vars(windows) if windows else None,
         max_sentences=sentences,
         sentence_tokens=manifest["sentence_tokens"],
         scale=scale,
@@ -108,9 +121,26 @@ def build_model(recipe: ModelSection, index: ShardIndex, sentences: int, scale: 
         mask_token_id=manifest["special_ids"].get("mask"),
     )
     try:
-        return untrained_model(config, seed, pretrained)
+        model = untrained_model(config, seed, pretrained)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"model.lower: no encoder can be built from these settings ({error})") from None
+    _check_positions(model)
+    return model
+
+
+def _check_positions(model: HMDEModel) -> None:
+    config, windows = model.config, model.windows
+    positions = config.lower.get("max_position_embeddings")
+    tokens = windows.window if windows else config.sentence_tokens
+    needed = tokens + 2 + first_position(model.lower)
+    if positions is not None and positions < needed:
+        segments, setting = (
+            ("windows", "data.segments.window") if windows else ("sentences", "--sentence-tokens of the shards")
+        )
+        raise InputError(
+            f"the sentence encoder has {positions} positions, {segments} of {tokens} tokens need {needed}: raise them "
+            f"(max_position_embeddings, or positions of model.lower.longformer) or lower {setting}"
+        )
 
 
 def lower_settings(given: dict) -> dict:
@@ -146,7 +176,10 @@ def untrained_model(config: HMDEConfig, seed: int, pretrained: torch.nn.Module |
     if pretrained is None and config.lower_source:
         pretrained = AutoModel.from_pretrained(config.lower_source, dtype=torch.float32)
     if pretrained is not None:
-        missing, _ = model.lower.load_state_dict(pretrained.state_dict(), strict=False)
+        weights = pretrained.state_dict()
+        if model.lower.config.model_type == "longformer" and pretrained.config.model_type != "longformer":
+            weights = longformer_weights(pretrained, model.lower)
+        missing, _ = model.lower.load_state_dict(weights, strict=False)
         assert not missing, missing
     return model
 

@@ -38,11 +38,12 @@ def save_data_facts(indexes: Sequence[ShardIndex], folder: Path) -> None:
         json.dump(facts, file, indent=1, ensure_ascii=False)
 
 
-def model_card(config: HMDEConfig, run: Path | None = None, step: int = 0) -> str:
+def model_card(config: HMDEConfig, run: Path | None = None, step: int = 0, merged: str = "") -> str:
     """The card in Markdown; without a run folder, or with parts of it missing, it says less.
 
     Args:
         step: of the checkpoint; the validation is the last one up to it.
+        merged: what its weights were made of, if not of one training alone.
     """
     data = (
         json.loads((run / "model" / "data.json").read_text("utf-8")) if run and _is(run / "model" / "data.json") else []
@@ -62,6 +63,7 @@ def model_card(config: HMDEConfig, run: Path | None = None, step: int = 0) -> st
     origin = (
         f"weights of `{Path(config.lower_source).name}` at the start" if config.lower_source else "trained from scratch"
     )
+    upper = f"transformer, {config.upper_positions} positions" if config.upper_layers else "none"
     parts = [
         "---\n" + "\n".join(front) + "\n---",
         "# A hierarchical multilingual document encoder",
@@ -71,21 +73,22 @@ def model_card(config: HMDEConfig, run: Path | None = None, step: int = 0) -> st
         "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
         'model = SentenceTransformer("PATH", trust_remote_code=True)\n'
         'vectors = model.encode(["A document of several sentences. ...", "Ein Dokument. ..."])\n```',
-        f"Texts are split into sentences inside. Compare vectors by cosine. A document is read up to {config.max_sentences} "
-        f"sentences of {config.sentence_tokens} tokens; what is longer is cut into more sentences, what is behind is not read.",
+        f"Texts are {_how_cut(config)} Compare vectors by cosine.",
         "## Architecture",
         _table(
             [
                 ["", "sentence encoder", "document encoder"],
-                ["kind", f"{lower['model_type']}, {origin}", f"transformer, {config.upper_positions} positions"],
+                ["kind", f"{lower['model_type']}, {origin}", upper],
                 ["layers", lower.get("num_hidden_layers"), config.upper_layers],
-                ["heads", lower.get("num_attention_heads"), config.upper_heads],
+                ["heads", lower.get("num_attention_heads"), config.upper_heads if config.upper_layers else None],
                 ["width", config.hidden_size, config.hidden_size],
                 ["pooling", config.sentence_pooling, config.document_pooling],
                 ["vocabulary", lower.get("vocab_size"), ""],
             ]
         ),
     ]
+    if merged:
+        parts += ["## Merged", f"The weights are {merged}. No validation was of these weights."]
     if data:
         parts += ["## Training data", "Documents that share an id are versions of one document: a group."]
         rows = [["source", "groups", "documents", "sentences", "tokens", "fingerprint"]]
@@ -103,7 +106,7 @@ def model_card(config: HMDEConfig, run: Path | None = None, step: int = 0) -> st
     settings = _settings(run) if run else []
     if settings:
         parts += ["## Training settings", _table([["setting", "value"], *settings])]
-    scores = _validation(run, step) if run else {}
+    scores = _validation(run, step) if run and not merged else {}
     if scores:
         parts += [
             "## Validation",
@@ -112,6 +115,18 @@ def model_card(config: HMDEConfig, run: Path | None = None, step: int = 0) -> st
             _table([["measure", "value"], *([name, f"{value:.3f}"] for name, value in scores.items())]),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _how_cut(config: HMDEConfig) -> str:
+    if config.segments:
+        return (
+            f"cut into windows of {config.segments['window']} tokens, each {config.segments['stride']} tokens behind the one "
+            f"before; of a document {config.max_sentences} windows are read at most."
+        )
+    return (
+        f"split into sentences inside. A document is read up to {config.max_sentences} sentences of {config.sentence_tokens} "
+        "tokens; what is longer is cut into more sentences, what is behind is not read."
+    )
 
 
 def _is(path: Path) -> bool:

@@ -8,6 +8,7 @@ every file of the bundle.
 """
 
 import inspect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,10 @@ from transformers.utils import ModelOutput
 from hmde_dist.corpus.sentences import split_sentences
 from hmde_dist.corpus.text import SentenceTokenizer
 from hmde_dist.model.configuration_hmde import HMDEConfig
-from hmde_dist.model.document_encoder import DocumentEncoder
-from hmde_dist.model.packed_attention import encode_stream, encoder_layers, pool, unpad
+from hmde_dist.model.document_encoder import DocumentEncoder, SegmentPooling
+from hmde_dist.model.packed_attention import encode_stream, encoder_layers, padded_width, pool, unpad
 from hmde_dist.stream.batch import PackedBatch, Segments, pack
+from hmde_dist.stream.sliding_windows import SlidingWindows
 
 
 @dataclass
@@ -47,16 +49,20 @@ class HMDEModel(PreTrainedModel):
         pooler = {"add_pooling_layer": False} if "add_pooling_layer" in _constructor_arguments(lower_config) else {}
         self.lower = AutoModel.from_config(lower_config, **pooler)
         self.stream = unpad(self.lower)
-        self.upper = DocumentEncoder(
-            width=config.hidden_size,
-            layers=config.upper_layers,
-            heads=config.upper_heads,
-            intermediate=config.upper_intermediate,
-            dropout=config.upper_dropout,
-            positions=config.upper_positions,
-            pooling=config.document_pooling,
-            max_sentences=config.max_sentences,
-        )
+        self.windows = SlidingWindows(**config.segments) if config.segments else None
+        if config.upper_layers:
+            self.upper = DocumentEncoder(
+                width=config.hidden_size,
+                layers=config.upper_layers,
+                heads=config.upper_heads,
+                intermediate=config.upper_intermediate,
+                dropout=config.upper_dropout,
+                positions=config.upper_positions,
+                pooling=config.document_pooling,
+                max_sentences=config.max_sentences,
+            )
+        else:
+            self.upper = SegmentPooling(config.document_pooling)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -81,6 +87,12 @@ class HMDEModel(PreTrainedModel):
         """Compile each layer of both encoders, for any number of tokens."""
         for layer in (*encoder_layers(self.lower), *self.upper.layers):
             layer.compile(dynamic=True)
+
+    def slots(self, batch: PackedBatch) -> int:
+        """Tokens that are computed of a batch, padding included."""
+        if self.lower.config.model_type != "longformer" or batch.vectors is not None:
+            return batch.slots
+        return (len(batch.lower.starts) - 1) * padded_width(self.lower, batch.lower)
 
     def encode_sentences(self, batch: PackedBatch) -> torch.Tensor:
         """Sentence vectors [N, W] in the order of the stream."""
@@ -113,12 +125,27 @@ class HMDEModel(PreTrainedModel):
             self._sentence_tokenizer = SentenceTokenizer(tokenizer, self.config.sentence_tokens)
         return self._sentence_tokenizer
 
+    @property
+    def most_tokens(self) -> int:
+        """Content tokens of the longest document that is read whole."""
+        most = self.config.max_sentences
+        return self.windows.reach(most) if self.windows else most * self.config.sentence_tokens
+
+    def segments(self, documents: Iterable[Sequence[str]]) -> list[list[np.ndarray]]:
+        """Token ids of every segment of documents of sentences: the sentences, long ones cut in pieces, or windows."""
+        encoded = self.sentence_tokenizer().encode(documents)
+        if self.windows is None:
+            return encoded
+        nothing = np.empty(0, np.uint32)
+        cut = (self.windows.cut(np.concatenate([*pieces, nothing])) for pieces in encoded)
+        return [np.split(ids, np.cumsum(lengths))[:-1] for ids, lengths in cut]
+
     def tokenise(self, texts: list[str], lang: str = "") -> list[list[np.ndarray]]:
-        """Token ids of every sentence of every text; `lang` sharpens splitting at abbreviations and ordinals."""
-        return self.sentence_tokenizer().encode(split_sentences(text, lang) for text in texts)
+        """Token ids of every segment of every text; `lang` sharpens splitting at abbreviations and ordinals."""
+        return self.segments(split_sentences(text, lang) for text in texts)
 
     def pack(self, documents: list[list[np.ndarray]]) -> PackedBatch:
-        """The batch of tokenised documents, on the model's device."""
+        """The batch of documents of segments, on the model's device."""
         flat = [
             (np.concatenate([*pieces, np.empty(0, np.uint32)]), np.array([len(p) for p in pieces], dtype=np.int64))
             for pieces in documents

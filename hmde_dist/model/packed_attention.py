@@ -3,7 +3,7 @@
 On a GPU in bf16 one variable-length kernel does a whole stream, flash-attn's where that package is installed, else
 torch's own (which has no dropout of attention weights). Everywhere else, pieces of equal length are a view of the
 stream and go through torch's scaled dot product attention. `unpad` makes the self-attention of a Hugging Face encoder
-work so, with its weights as they are. The file travels inside exported models.
+work so, with its weights as they are. A Longformer alone is run with padding. The file travels inside exported models.
 
 Legend: T vectors of the stream, H heads, w width of a head.
 """
@@ -67,11 +67,11 @@ def attend(
 
 
 def pool(states_TW: torch.Tensor, segments: Segments, how: str) -> torch.Tensor:
-    """The first state of each piece of the stream (how = "first"), or the mean of its states, summed in fp32; [pieces, W]."""
+    """The first state of each piece of the stream (how = "first"), or the "mean" (summed in fp32) or "max"; [pieces, W]."""
     if how == "first":
         return states_TW[segments.starts[:-1].long()]
     lengths = segments.starts.diff().long()
-    return torch.segment_reduce(states_TW.float(), "mean", lengths=lengths, unsafe=True).to(states_TW.dtype)
+    return torch.segment_reduce(states_TW.float(), how, lengths=lengths, unsafe=True).to(states_TW.dtype)
 
 
 class Stream:
@@ -96,10 +96,10 @@ def encode_stream(
     encoder: nn.Module, stream: Stream, ids_T: torch.Tensor, positions_T: torch.Tensor, segments: Segments
 ) -> torch.Tensor:
     """Last states [T, W] of a Hugging Face encoder that `unpad` has changed, for the sentences of a stream."""
+    if encoder.config.model_type == "longformer":
+        return _encode_padded(encoder, ids_T, positions_T, segments)
     stream.segments = segments
-    # RoBERTa and its kin count positions from behind the padding index.
-    first = getattr(encoder.embeddings, "padding_idx", -1) + 1
-    arguments = {"position_ids": (positions_T + first)[None]}
+    arguments = {"position_ids": (positions_T + first_position(encoder))[None]}
     if "token_type_ids" in inspect.signature(encoder.forward).parameters:
         # BERT's own default is as long as its longest sentence, shorter than the stream.
         arguments["token_type_ids"] = torch.zeros_like(ids_T)[None]
@@ -107,6 +107,39 @@ def encode_stream(
         # Or it would make masks [T, T] that nobody reads.
         arguments["attention_mask"] = {"full_attention": None, "sliding_attention": None}
     return encoder(input_ids=ids_T[None], **arguments).last_hidden_state[0]
+
+
+def _encode_padded(
+    encoder: nn.Module, ids_T: torch.Tensor, positions_T: torch.Tensor, segments: Segments
+) -> torch.Tensor:
+    """As `encode_stream`, by a Longformer as it is: each piece a padded row of one batch, for its attention needs rows.
+
+    The first token of a piece has global attention: it is the one that may speak for the whole.
+    """
+    lengths = segments.starts.diff().long()
+    rows_T = torch.arange(len(lengths), device=ids_T.device).repeat_interleave(lengths)
+    shape = len(lengths), padded_width(encoder, segments)
+    ids, positions, mask, globally = (torch.zeros(shape, dtype=torch.long, device=ids_T.device) for _ in range(4))
+    ids.fill_(encoder.config.pad_token_id)
+    ids[rows_T, positions_T] = ids_T
+    positions[rows_T, positions_T] = positions_T + first_position(encoder)
+    mask[rows_T, positions_T] = 1
+    globally[:, 0] = 1
+    states = encoder(
+        input_ids=ids, attention_mask=mask, global_attention_mask=globally, position_ids=positions
+    ).last_hidden_state
+    return states[rows_T, positions_T]
+
+
+def padded_width(encoder: nn.Module, segments: Segments) -> int:
+    """Tokens of a row of the batch that a Longformer makes of a stream: a multiple of its attention window."""
+    window = max(encoder.config.attention_window)
+    return -(-segments.longest // window) * window
+
+
+def first_position(encoder: nn.Module) -> int:
+    """The position of the first token: RoBERTa and its kin count from behind the padding index."""
+    return getattr(encoder.embeddings, "padding_idx", -1) + 1
 
 
 def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
@@ -121,6 +154,8 @@ def unpad(encoder: nn.Module) -> Stream:
         ValueError: the encoder's attention is of an unknown kind.
     """
     stream = Stream()
+    if encoder.config.model_type == "longformer":
+        return stream  # runs as it is, with padding
     found = 0
     for module in encoder.modules():
         if all(isinstance(getattr(module, name, None), nn.Linear) for name in ("query", "key", "value")):

@@ -19,13 +19,13 @@ class HMDEModule(InputModule):
     @property
     def max_seq_length(self) -> int:
         """Most content tokens of a document."""
-        return self.auto_model.config.max_sentences * self.auto_model.config.sentence_tokens
+        return self.auto_model.most_tokens
 
     def get_embedding_dimension(self) -> int:
         return self.auto_model.config.hidden_size
 
     def preprocess(self, inputs: list[str], prompt: str | None = None, **_) -> dict:
-        """Token ids of every sentence of every text, one ragged value per text."""
+        """Token ids of every segment of every text, one ragged value per text."""
         return {"documents": self.auto_model.tokenise([(prompt or "") + text for text in inputs])}
 
     def forward(self, features: dict, **_) -> dict[str, torch.Tensor]:

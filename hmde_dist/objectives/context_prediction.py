@@ -61,7 +61,8 @@ class Objective(objective.Objective):
 
     def constants(self) -> Rows:
         # The head runs in the loss, for the statistics of a batch norm cross chunks and ranks.
-        return {name.replace(".", "_"): parameter.clone() for name, parameter in self.named_parameters()}
+        # ZeRO-3 brings a parameter when it is asked for by name, and takes it away behind this pass: hence copies.
+        return {name.replace(".", "_"): self.get_parameter(name).clone() for name, _ in self.named_parameters()}
 
     def rows(self, encoder: HMDEModel, batch: PackedBatch, output: HMDEOutput) -> Rows:
         facts, counts = batch.facts, np.array(batch.sentence_counts)

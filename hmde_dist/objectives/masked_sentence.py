@@ -12,7 +12,7 @@ chunks), and a document of fewer sentences is no padded block.
 Legend: M masked sentences of this rank, S sentences of this rank, N of all ranks.
 """
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ from hmde_dist.stream.batch import PackedBatch, Segments
 
 
 class Settings(ObjectiveSection):
+    needs_layers: ClassVar[bool] = True
+
     temperature: Annotated[float, Field(gt=0)] = 0.1
     bias: Annotated[float, Field(ge=0)] = Field(
         0.5,

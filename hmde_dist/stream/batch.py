@@ -70,7 +70,7 @@ class PackedBatch:
 
     @property
     def slots(self) -> int:
-        """Tokens computed, padding included."""
+        """Tokens of the stream, padding included; an encoder that pads it computes more (`HMDEModel.slots`)."""
         return self.tokens if self.vectors is not None else len(self.ids)
 
     def to(self, device: torch.device | str) -> "PackedBatch":

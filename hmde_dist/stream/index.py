@@ -14,6 +14,7 @@ import numpy as np
 
 from hmde_dist.command import InputError
 from hmde_dist.corpus.shards import COLUMNS, LAYOUT_VERSION
+from hmde_dist.stream.sliding_windows import SlidingWindows
 from hmde_dist.stream.store import ShardStore
 
 
@@ -75,6 +76,24 @@ class ShardIndex:
     @property
     def languages(self) -> list[str]:
         return self.manifest["languages"]
+
+    def segments(self, windows: SlidingWindows | None, documents=slice(None)) -> np.ndarray:
+        """Segments of documents (numbers, an array of any shape; all by default), int64: windows, or their sentences."""
+        if windows is None:
+            return self.columns["document_sentences"][documents].astype(np.int64)
+        return windows.count(self.columns["document_tokens"][documents])
+
+    def encoded(
+        self, windows: SlidingWindows | None, most: int, documents=slice(None)
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What is encoded of documents if at most `most` segments are: segments, and tokens with two special ones each.
+
+        The tokens of a document that has more sentences than that are an estimate, by the mean length of its sentences.
+        """
+        count = self.segments(windows, documents)
+        tokens, kept = self.columns["document_tokens"][documents], np.minimum(count, most)
+        content = tokens * (kept / np.maximum(1, count)) if windows is None else windows.size(tokens, kept)
+        return kept, content + 2 * kept
 
     @property
     def hash(self) -> str:

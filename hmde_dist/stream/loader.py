@@ -20,6 +20,7 @@ from hmde_dist.stream.mixture import Mixture
 from hmde_dist.stream.plan import GlobalBatch
 from hmde_dist.stream.reader import GroupReader
 from hmde_dist.stream.sentence_vectors import SentenceVectors
+from hmde_dist.stream.sliding_windows import cut
 
 PREFETCHED_BATCHES = 4  # of each process, ahead of the one it makes, of remote shards
 
@@ -131,12 +132,9 @@ class RankBatches(Dataset):
 
     def _tokens(self, source: int, groups: np.ndarray, documents: np.ndarray) -> np.ndarray:
         """Tokens that are encoded of each document, about: exact for those that are encoded whole."""
-        columns = self.mixture.indexes[source].columns
-        numbers = columns["group_documents"][groups].astype(np.int64) + documents
-        # What is encoded of a document is cut to a number of sentences, and each sentence has two special tokens.
-        sentences = columns["document_sentences"][numbers].astype(np.int64)
-        kept = np.minimum(sentences, self.mixture.settings.sentences)
-        return columns["document_tokens"][numbers] * (kept / sentences) + 2 * kept
+        index, settings = self.mixture.indexes[source], self.mixture.settings
+        numbers = index.columns["group_documents"][groups].astype(np.int64) + documents
+        return index.encoded(settings.windows, settings.sentences, numbers)[1]
 
     def _batch(self, step: int) -> RankBatch:
         mine, negative_groups, negative_documents, chunks = self.part(step)
@@ -162,10 +160,10 @@ class RankBatches(Dataset):
         )
 
     def _pack_tokens(self, source: int, groups, documents, starts, chunks: int):
-        reader, packing = self.readers[source], self.packing[source]
+        reader, packing, windows = self.readers[source], self.packing[source], self.mixture.settings.windows
         samples = {group: reader[group] for group in dict.fromkeys(groups.tolist())}
         read = [
-            _window(samples[group].document(document), start, packing["sentences"])
+            _run(cut(samples[group].document(document), windows), start, packing["sentences"])
             for group, document, start in zip(groups.tolist(), documents.tolist(), starts.tolist(), strict=True)
         ]
         tokens = [
@@ -199,12 +197,12 @@ class RankBatches(Dataset):
         return [np.sort(places[:, order[number::chunks]].ravel()) for number in range(chunks)]
 
 
-def _window(document: tuple[np.ndarray, np.ndarray], start: int, sentences: int) -> tuple[np.ndarray, np.ndarray]:
-    """`sentences` sentences of a document (its tokens and the lengths of its sentences) from sentence `start` on."""
+def _run(document: tuple[np.ndarray, np.ndarray], start: int, segments: int) -> tuple[np.ndarray, np.ndarray]:
+    """`segments` segments of a document (its tokens and the lengths of its segments) from segment `start` on."""
     if not start:
         return document
     tokens, lengths = document
-    return tokens[int(lengths[:start].sum()) :], lengths[start : start + sentences]
+    return tokens[int(lengths[:start].sum()) :], lengths[start : start + segments]
 
 
 def batches(dataset: RankBatches, steps: Iterable[int], workers: int, device: torch.device) -> Iterator[RankBatch]:

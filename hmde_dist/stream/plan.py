@@ -17,6 +17,7 @@ from hmde_dist.command import InputError
 from hmde_dist.corpus.shards import NO_CLUSTER
 from hmde_dist.stream import draws
 from hmde_dist.stream.index import ShardIndex
+from hmde_dist.stream.sliding_windows import SlidingWindows
 
 PLAN_VERSION = 2
 
@@ -31,9 +32,10 @@ class PlanSettings:
         neighbour_group: groups of one category that are placed together.
         temperature: languages of a pair are drawn with probability ~ count ** temperature; 1 follows the data,
             0 treats all languages alike (HMDE's own sampler uses 0.3 over language pairs).
-        sentences: encoded of a document.
+        sentences: segments that are encoded of a document, at most.
         window: "first": these are its first ones; "random": a document that has more gives a run of them from anywhere.
         seed: of everything random here.
+        windows: how a document is cut into segments; none = they are its sentences.
     """
 
     pairs: int
@@ -43,6 +45,7 @@ class PlanSettings:
     sentences: int
     window: str
     seed: int
+    windows: SlidingWindows | None = None
 
     @property
     def neighbour_pairs(self) -> int:
@@ -62,7 +65,7 @@ class GlobalBatch:
     epoch: int
     groups: np.ndarray  # [P] group numbers, all different
     documents: np.ndarray  # [P, 2] positions of the two documents inside their group
-    starts: np.ndarray  # [P, 2] first sentence that is encoded of each document
+    starts: np.ndarray  # [P, 2] first segment that is encoded of each document
     imbalance: float = 0.0  # of a rank's part: the most tokens of any rank over the mean, minus 1
 
     def of_rank(self, rank: int, world: int, tokens: np.ndarray) -> "GlobalBatch":
@@ -210,13 +213,12 @@ class Plan:
 def window_starts(
     index: ShardIndex, settings: PlanSettings, groups: np.ndarray, documents: np.ndarray, epoch: int, what: str
 ) -> np.ndarray:
-    """[P, 2] where the window of each document begins; `groups` are [P] or [P, 2]."""
+    """[P, 2] the first segment that is encoded of each document; `groups` are [P] or [P, 2]."""
     if settings.window == "first":
         return np.zeros(documents.shape, dtype=np.int64)
     groups = groups[:, None] if groups.ndim == 1 else groups
     position = np.asarray(index.columns["group_documents"])[groups].astype(np.int64) + documents
-    sentences = np.asarray(index.columns["document_sentences"])[position].astype(np.int64)
-    places = np.maximum(sentences - settings.sentences, 0) + 1
+    places = np.maximum(index.segments(settings.windows, position) - settings.sentences, 0) + 1
     return (draws.uniform(settings.seed, what, epoch, groups, documents) * places).astype(np.int64)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from hmde_dist.command import InputError, output_file
 from hmde_dist.stream.index import ShardIndex
+from hmde_dist.stream.sliding_windows import SlidingWindows
 
 BLOCK_ROWS = 1 << 16  # sentences of a block, about
 
@@ -34,9 +35,11 @@ class VectorLayout:
     first_document: np.ndarray = field(repr=False)
 
     @classmethod
-    def of(cls, index: ShardIndex, width: int, sentences: int | None) -> "VectorLayout":
-        """Of the first `sentences` sentences of every document of `index` (none: of all its sentences)."""
-        counts = index.columns["document_sentences"].astype(np.int64)
+    def of(
+        cls, index: ShardIndex, width: int, sentences: int | None, windows: SlidingWindows | None = None
+    ) -> "VectorLayout":
+        """Of the first `sentences` segments of every document of `index` (none: of all of them)."""
+        counts = index.segments(windows)
         counts = counts if sentences is None else np.minimum(counts, sentences)
         first_row = np.concatenate([[0], np.cumsum(counts)])
         # A document lies in one block: that in which it begins.

@@ -13,10 +13,11 @@ from hmde_dist.engine import frozen
 from hmde_dist.model.configuration_hmde import HMDEConfig
 from hmde_dist.model.export import build_model, untrained_model
 from hmde_dist.preflight import open_mixture
-from hmde_dist.recipe import load_recipe
+from hmde_dist.recipe import SegmentsSection, load_recipe
 from hmde_dist.stream import sentence_vectors as store
 from hmde_dist.stream.loader import RankBatches
 from hmde_dist.stream.sentence_vectors import SentenceVectors, VectorLayout
+from hmde_dist.stream.sliding_windows import SlidingWindows
 from hmde_dist.topology import World
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -35,9 +36,23 @@ def setting(tmp_path, shards, monkeypatch):
     return recipe, mixture, encoder
 
 
-def test_documents_read_as_vectors_are_those_read_as_tokens(setting):
+@pytest.fixture
+def windows_setting(setting):
+    """The same with documents cut into windows of tokens."""
+    recipe = recipe_of_windows(setting[0])
+    mixture = open_mixture(recipe)
+    return recipe, mixture, build_model(recipe.model, mixture.indexes[0], 3, 20.0, 0, mixture.settings.windows)
+
+
+def recipe_of_windows(recipe):
+    segments = SegmentsSection(window=20, stride=12)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"segments": segments})})
+
+
+@pytest.mark.parametrize("kind", ["setting", "windows_setting"])
+def test_documents_read_as_vectors_are_those_read_as_tokens(kind, request):
     """Windows, ragged documents and chunks included, to the precision of bf16."""
-    recipe, mixture, encoder = setting
+    recipe, mixture, encoder = request.getfixturevalue(kind)
     vectors = frozen.sentence_vectors(recipe, encoder, mixture.indexes, ALONE)
     encoder.eval()
     for step in range(4):
@@ -77,6 +92,10 @@ def test_vectors_are_computed_once_and_a_missing_block_alone_is_made_anew(settin
         encoder.lower.embeddings.word_embeddings.weight[5] += 1
     frozen.sentence_vectors(recipe, encoder, mixture.indexes, ALONE)
     assert len(list(vectors.folder.parent.iterdir())) == 2
+    # And other segments.
+    encoder.config.segments, encoder.windows = {"window": 20, "stride": 12}, SlidingWindows(20, 12)
+    frozen.sentence_vectors(recipe, encoder, mixture.indexes, ALONE)
+    assert len(list(vectors.folder.parent.iterdir())) == 3
 
 
 @pytest.mark.parametrize("limit", [None, 2])

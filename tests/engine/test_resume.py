@@ -40,6 +40,13 @@ DROPOUT = {
 }
 
 
+# A bank and running statistics beside weights and moments.
+WITH_STATE = [
+    {"name": "document_contrast", "trainable_scale": True},
+    {"name": "context_prediction", "norm": "batch", "bank": 6},
+]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(stage, tmp_path, shards, forks):
     """With dropout, a chunked batch, a trained scale and warm-up; stopped by the STOP file."""
@@ -47,7 +54,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(stage, tmp_path, sha
         tmp_path / "recipe.yaml",
         shards("mds"),
         model=DROPOUT,
-        objectives=[{"name": "document_contrast", "trainable_scale": True}],
+        objectives=WITH_STATE,
         optimizer={"warmup_steps": 3},
         engine=zero(stage) | {"chunk_tokens": 200},
         run={"steps": 8, "log_every": 1},
@@ -79,6 +86,7 @@ def test_a_run_goes_on_with_other_ranks_and_another_stage(first, then, tmp_path,
     recipe = write_recipe(
         tmp_path / "recipe.yaml",
         shards("mds"),
+        objectives=WITH_STATE,
         optimizer={"learning_rate": 1e-3, "schedule": "constant"},
         run={"steps": 4, "log_every": 1},
     )

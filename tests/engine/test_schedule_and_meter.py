@@ -53,10 +53,10 @@ def test_rates_are_sums_over_ranks_and_fractions_stay_fractions(monkeypatch):
     monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
 
     class Batch:
-        documents, tokens, slots, imbalance = 2, 90, 100, 0.5
+        documents, tokens, imbalance = 2, 90, 0.5
 
     reading = meter.Meter(torch.device("cpu"))
-    reading.count(Batch, 1.0)
+    reading.count(Batch, 1.0, slots=100)
     reading.waiting(1.0)
     read = reading.read(lambda value: 2 * value)
     assert read["documents_per_second"] == 1.0
@@ -73,7 +73,7 @@ def test_mfu_is_flops_over_seconds_and_peak(monkeypatch):
     monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     reading = meter.Meter(torch.device("cuda", 0))
-    batch = argparse.Namespace(documents=1, tokens=1, slots=1, imbalance=0.0)
+    batch = argparse.Namespace(documents=1, tokens=1, imbalance=0.0)
     for _ in range(2):
-        reading.count(batch, 989e12)
+        reading.count(batch, 989e12, slots=1)
     assert reading.read(lambda value: value)["mfu"] == pytest.approx(0.25)

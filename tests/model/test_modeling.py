@@ -43,9 +43,9 @@ def documents(lengths, seed=0):
     ]
 
 
-def run(model, docs):
+def run(model, docs, sentences=8):
     with torch.no_grad():
-        return model(pack(docs, **SPECIAL, sentences=8))
+        return model(pack(docs, **SPECIAL, sentences=sentences))
 
 
 RAGGED = [[5, 30, 1, 17], [2], [9] * 8, [1, 1, 29, 13, 4, 4], [3, 12]]

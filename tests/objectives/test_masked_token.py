@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from toy import batch_of, loss_of, model
+from toy import assert_ranks_are_one_process, batch_of, batch_of_pairs, loss_of, mean_cosine, model, train
 
 from hmde_dist.command import InputError
 from hmde_dist.model.packed_attention import encode_stream
@@ -105,3 +105,17 @@ def test_a_tokenizer_without_a_mask_is_refused():
     encoder = model(mask_token_id=None)
     with pytest.raises(InputError, match="mask token"):
         Objective(Settings(name="masked_token"), encoder)
+
+
+def test_ragged_ranks_together_are_one_process_with_all_documents(forks):
+    assert_ranks_are_one_process(forks, "masked_token", {"language_embeddings": True}, {"sentences": 0.5})
+
+
+def test_it_learns_and_does_not_collapse():
+    encoder = encoder_with(("aa", "bb"))
+    torch.manual_seed(0)
+    objective = Objective(Settings(name="masked_token", share=0.5), encoder)
+    batch = batch_of_pairs(range(6))
+    history = train(encoder, [objective], batch)
+    assert history[-1][0].loss < 0.5 * history[0][0].loss and history[-1][0].accuracy > 0.7
+    assert mean_cosine(encoder(batch).sentences) < 0.9

@@ -16,13 +16,14 @@ from hmde_dist.stream.loader import RankBatch, RankBatches, batches, packing_set
 from hmde_dist.stream.mixture import Mixture, Source
 from hmde_dist.stream.plan import PlanSettings
 from hmde_dist.stream.reader import GroupReader
+from hmde_dist.stream.sliding_windows import SlidingWindows
 
 PAIRS, SENTENCES, STEPS = 8, 6, 9  # of 4 steps an epoch
 CPU = torch.device("cpu")
 
 
-def open_plan(folder, window="first") -> Mixture:
-    settings = PlanSettings(PAIRS, 0.5, 2, 0.3, SENTENCES, window, seed=3)
+def open_plan(folder, window="first", windows=None) -> Mixture:
+    settings = PlanSettings(PAIRS, 0.5, 2, 0.3, SENTENCES, window, seed=3, windows=windows)
     return Mixture([Source(ShardIndex.open(folder))], settings)
 
 
@@ -172,6 +173,35 @@ def test_a_window_begins_where_the_plan_says(shards, workers):
                 moved += first > 0
         assert [(group, tuple(s[1:-1] for s in sentences)) for group, sentences in documents_of(batch)] == expected
     assert moved > 10
+
+
+@pytest.mark.parametrize("window", ["first", "random"])
+def test_documents_are_cut_into_windows_of_their_tokens(shards, window):
+    windows = SlidingWindows(20, 15)
+    mixture = open_plan(shards("mds"), window, windows)
+    index, reader, moved = mixture.indexes[0], GroupReader(mixture.indexes[0]), 0
+    part = RankBatches(mixture, 0, 1, chunk_tokens=700)
+    for step in range(STEPS):
+        planned, expected, tokens = mixture.batch(step), [], 0
+        for side in (0, 1):
+            for group, document, first in zip(
+                planned.groups.tolist(), planned.documents[:, side], planned.starts[:, side], strict=True
+            ):
+                ids = reader[group].document(int(document))[0].tolist()
+                whole = [tuple(ids[at : at + 20]) for at in range(0, len(ids), 15) if at == 0 or at + 5 < len(ids)]
+                assert first == 0 or first + SENTENCES <= len(whole)
+                expected.append((group, tuple(whole[first : first + SENTENCES])))
+                number = int(index.columns["group_documents"][group]) + int(document)
+                assert index.segments(windows, number) == len(whole)
+                tokens += sum(len(piece) + 2 for piece in whole[:SENTENCES])
+                moved += first > 0
+        batch = part[step]
+        assert [(group, tuple(s[1:-1] for s in sentences)) for group, sentences in documents_of(batch)] == expected
+        # The estimate that balances ranks and chunks is exact for runs from the beginning.
+        assert part._tokens(0, planned.groups[:, None], planned.documents).sum() == tokens
+        assert len(batch.chunks) == -(-tokens // 700) > 1
+        assert window == "random" or batch.tokens == tokens
+    assert (moved > 10) == (window == "random")
 
 
 def test_explicit_negatives_follow_the_pairs_in_the_language_of_their_side(plan):

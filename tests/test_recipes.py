@@ -1,0 +1,58 @@
+"""Every recipe of the repository: it says what it is for, can be planned, and trains two steps on two ranks at reduced size."""
+
+from pathlib import Path
+
+import pytest
+
+from hmde_dist.preflight import print_plan
+from hmde_dist.recipe import load_recipe
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+PATHS = sorted(RECIPES.rglob("*.yaml"))
+TINY = (
+    "{model_type: bert, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, "
+    "max_position_embeddings: 40}"
+)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(RECIPES).with_suffix(""))
+
+
+def reduced(path: Path, shards: Path) -> list[str]:
+    """Overrides that leave the method as it is and make everything small; no recipe's data or pretrained weights are here."""
+    recipe = load_recipe(path)
+    banks = [f"objectives.{n}.bank=8" for n, one in enumerate(recipe.objectives) if hasattr(one, "bank")]
+    chunks = ["engine.chunk_tokens=400"] if recipe.engine.chunk_tokens else []
+    return [
+        f"data.shards={shards}", "data.validation=null", "data.pairs_per_batch=8", "data.sentences=6", "data.workers=0",
+        "model.lower.pretrained=null", f"model.lower.config={TINY}", "model.upper.heads=2", "model.upper.intermediate=32",
+        "run.steps=2", "run.log_every=1", "run.best_metric=null", "optimizer.warmup_steps=0", *banks, *chunks,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS, ids=name_of)
+def test_it_loads_and_says_what_it_is_for(path):
+    load_recipe(path)
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path.parent == RECIPES], ids=name_of)
+def test_it_is_planned_and_trains_two_steps_on_two_ranks(path, shards, tmp_path, forks, capsys):
+    overrides = [*reduced(path, shards("mds")), f"run.folder={tmp_path}/run"]
+    print_plan(load_recipe(path, overrides), 2, "H100")
+    assert "parameters" in capsys.readouterr().out
+    job = forks.train(2, path, *overrides)
+    assert job.codes == [0, 0], job.output
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path.parent != RECIPES], ids=name_of)
+def test_more_nodes_see_as_many_documents_in_batches_that_every_gpu_has_a_share_of(path):
+    nodes = int(path.parent.name.removesuffix("nodes"))
+    recipe, one = load_recipe(path), load_recipe(RECIPES / path.name)
+    assert recipe.data.pairs_per_batch % (8 * nodes) == 0
+    assert recipe.run.folder != one.run.folder
+    assert recipe.run.steps * recipe.data.pairs_per_batch == pytest.approx(
+        one.run.steps * one.data.pairs_per_batch, rel=0.01
+    )
+    assert (recipe.model, recipe.objectives) == (one.model, one.objectives)
