@@ -22,6 +22,8 @@ MIXTURE = [
     {"name": "sentence_alignment", "weight": 0.2, "temperature": 0.1},
     {"name": "sentence_similarity", "weight": 0.2},
     {"name": "contextual_sentence", "weight": 0.2},
+    {"name": "translation_tokens", "weight": 0.1, "language_embedding": 8},
+    {"name": "translation_tokens", "weight": 0.1, "level": "document", "masked": False},
 ]
 
 
@@ -46,26 +48,26 @@ def parallel_shards(small_corpus, tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_process(parallel_shards, tmp_path_factory):
+def one_process(parallel_shards, tmp_path_factory, forks):
     """The recipe of the mixture, and the steps of one process with the whole batch."""
     folder = tmp_path_factory.mktemp("one")
     optimizer = {"learning_rate": 0.01, "epsilon": 1e-3}
     recipe = write_recipe(folder / "recipe.yaml", parallel_shards, objectives=MIXTURE, optimizer=optimizer)
-    job = finish(start([PROGRAMS / "python", "hmde_dist/train.py", recipe]))
-    assert job.code == 0, job.output
+    job = forks.train(1, recipe)
+    assert job.codes == [0], job.output
     steps = journal(folder / "run")
     assert all(step["sentence_alignment_aligned"] > 3 for step in steps)
     return recipe, steps
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_mixture_trains_on_two_ranks_in_chunks_as_on_one(stage, tmp_path, one_process):
+def test_a_mixture_trains_on_two_ranks_in_chunks_as_on_one(stage, tmp_path, one_process, forks):
     """The self-test compares gradients at the start; here losses over steps, which follow the weights."""
     recipe, steps = one_process
     zero = [f"engine.zero_stage={stage}", *["engine.zero3_persistence=0"] * (stage == 3)]
-    chunks = ("engine.chunk_tokens=200", f"run.folder={tmp_path}/two")
-    two = finish(start(torchrun(2, "hmde_dist/train.py", recipe, *zero, *chunks)))
-    assert two.code == 0, two.output
+    chunks = ("engine.chunk_tokens=200", f"run.folder={tmp_path}/two", "engine.self_test=true")
+    two = forks.train(2, recipe, *zero, *chunks)
+    assert two.codes == [0, 0], two.output
     names = [
         name for name in steps[0] if name.endswith("_loss") or name.startswith(tuple(one["name"] for one in MIXTURE))
     ]
