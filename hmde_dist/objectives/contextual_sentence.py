@@ -11,7 +11,7 @@ no labels. The candidates come from all ranks; other versions of the document ar
 Legend: M queries of this rank, S sentences of this rank, N of all ranks.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from hmde_dist.stream.batch import PackedBatch
 
 
 class Settings(ObjectiveSection):
+    needs_layers: ClassVar[bool] = True
     queries: Literal["own", "aligned"] = Field(
         "own", description="own = every sentence finds itself in context; aligned = its translation does"
     )
@@ -44,6 +45,10 @@ class Settings(ObjectiveSection):
         0.5, description="of the loss among the document's own sentences"
     )
     scale: Annotated[float, Field(gt=0)] = Field(20.0, description="of the cosine (1 / temperature)")
+
+    @property
+    def needs_sentences(self) -> bool:
+        return self.queries == "aligned"
 
 
 class Objective(objective.Objective):

@@ -9,7 +9,7 @@ ranks are one, and versions of the anchor's own sentence do not count as negativ
 Which sentences are aligned says `aligned.py`.
 """
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -25,6 +25,7 @@ from hmde_dist.stream.batch import PackedBatch
 
 
 class Settings(ObjectiveSection):
+    needs_sentences: ClassVar[bool] = True
     temperature: Annotated[float, Field(gt=0)] | None = Field(
         None, description="of cosines (EMS: 0.1); none = raw dot products, as in the paper"
     )

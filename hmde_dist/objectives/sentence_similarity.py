@@ -11,7 +11,7 @@ By itself it is least where all vectors are the same: it goes with `sentence_ali
 """
 
 from math import pi
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -29,6 +29,7 @@ LARGEST = 1 - 1e-4  # difference of two probabilities; at 1 the loss would be in
 
 
 class Settings(ObjectiveSection):
+    needs_sentences: ClassVar[bool] = True
     temperature: Annotated[float, Field(gt=0)] | None = Field(
         None, description="of cosines; none = raw dot products, as in the paper"
     )

@@ -45,6 +45,10 @@ class Settings(ObjectiveSection):
         None, description="width of the embedding of the language that is predicted (EMS: 128); none = without"
     )
 
+    @property
+    def needs_sentences(self) -> bool:
+        return self.level == "sentence"
+
     @field_validator("masked")
     @classmethod
     def _masks_sentences(cls, masked: bool, info: ValidationInfo) -> bool:

@@ -78,6 +78,22 @@ def test_a_mixture_trains_on_two_ranks_in_chunks_as_on_one(stage, tmp_path, one_
                 assert ranks[name] == pytest.approx(alone[name], rel=2e-4), name
 
 
+def test_steps_in_which_nothing_is_aligned_hang_nobody(tmp_path, shards, forks):
+    """Few versions of the small corpus have equally many sentences; bf16 and activations that are made again, under ZeRO-3."""
+    names = ("translation_tokens", "sentence_alignment", "sentence_similarity")
+    objectives = [{"name": "document_contrast"}, *({"name": name} for name in names)]
+    engine = {"zero_stage": 3, "zero3_persistence": 0, "precision": "bf16", "activation_checkpointing": True}
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards("mds"), objectives, engine=engine | {"chunk_tokens": 300})
+    job = forks.train(2, recipe, "engine.self_test=true")
+    assert job.codes == [0, 0], job.output
+    steps = journal(tmp_path / "run")
+    assert min(step["sentence_alignment_aligned"] for step in steps) == 0
+    for step in steps:
+        aligned = step["sentence_alignment_aligned"]
+        assert step["translation_tokens_aligned"] == step["sentence_similarity_aligned"] == aligned
+        assert all((step[f"{name}_loss"] > 0) == (aligned > 0) for name in names[:2])
+
+
 def test_a_reader_adds_an_objective_by_the_recipe_of_the_docs(tmp_path, shards):
     """One new file and one recipe: exactly those that docs/add-an-objective.md shows."""
     checkout = tmp_path / "checkout"
