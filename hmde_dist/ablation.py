@@ -316,8 +316,8 @@ def run_cell(cell: Cell, evaluation: Evaluation, ranks: int, share: dict[str, st
 
 def commands(cell: Cell, evaluation: Evaluation, ranks: int) -> Iterator[list]:
     """The commands of a cell, in order. Training leaves its export in the run folder."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks]
-    yield [*launcher, PACKAGE / "train.py", cell.folder / "recipe.yaml"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks] if ranks > 1 else []
+    yield [sys.executable, *launcher, PACKAGE / "train.py", cell.folder / "recipe.yaml"]
     of = ["--model", cell.recipe.run.folder / "export", "--documents", *evaluation.documents]
     labels = ["--train-lang", evaluation.train_language, "--label-field", evaluation.label_field, "--seeds", SPLITS]
     yield [sys.executable, EVALUATE, "retrieval", *of, "--out", cell.folder / "retrieval.json"]

@@ -184,7 +184,7 @@ class ObjectiveSection(Section):
 
     needs_tokens: ClassVar[bool] = False  # what it reads of a batch is not only sentence vectors
     needs_layers: ClassVar[bool] = False  # of the document encoder
-    needs_sentences: ClassVar[bool] = False  # that two versions of a document have in common, not windows
+    needs_sentences: ClassVar[bool] = False  # windows that are cut across sentences will not do
 
     name: str = Field(description="a file of hmde_dist/objectives/")
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of its loss in the sum of all")
@@ -327,10 +327,10 @@ class Recipe(Section):
             ]
         for one in self.objectives:
             if one.needs_layers and not self.model.upper.layers:
-                problems.append(f"objective {one.name} needs a document encoder: set model.upper.layers to 1 or more")
+                problems.append(f"objectives: {one.name} needs a document encoder: set model.upper.layers to 1 or more")
             if one.needs_sentences and self.data.segments:
                 problems.append(
-                    f"objective {one.name} needs sentences that are aligned: data.segments makes windows of them"
+                    f"objectives: {one.name} aligns sentences, which windows are not: leave data.segments out"
                 )
         if self.run.best_metric is not None and self.data.validation is None:
             problems.append("run.best_metric needs data.validation")

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from launch import PROGRAMS, ROOT, end_tree, environment, finish, start, write_recipe
+from launch import PROGRAMS, ROOT, Finished, start, write_recipe
 from scipy import stats
 
 from hmde_dist.ablation import Evaluation, begin, check_cells, read_cells, write_report
@@ -20,36 +20,44 @@ from hmde_dist.submission import ShareJob
 MEASURES = ("R@1",)
 
 
-def ablate(*arguments):
-    return start([PROGRAMS / "python", ROOT / "tools" / "ablate.py", *arguments], environment())
-
-
 @pytest.fixture
 def recipe(shards, tmp_path):
     return write_recipe(tmp_path / "plain.yaml", shards("mds"), engine={"self_test": False})
 
 
-def test_killed_between_cells_it_goes_on_and_the_table_has_the_numbers_of_the_reports(recipe, small_corpus, tmp_path):
+@pytest.fixture
+def ablate(monkeypatch, capfd):
+    """tools/ablate.py as its user runs it, but in this process, which has imported everything already."""
+
+    def run(*arguments) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["ablate.py", *map(str, arguments)])
+        code = runpy.run_path(str(ROOT / "tools" / "ablate.py"))["main"]()
+        return Finished(code, "".join(capfd.readouterr()))
+
+    return run
+
+
+def test_killed_between_cells_it_goes_on_and_the_table_has_the_numbers_of_the_reports(
+    recipe, small_corpus, ablate, tmp_path
+):
     out = tmp_path / "out"
     cells = (recipe, f"alone={recipe},data.neighbours_per_batch=0")
-    options = ("--seeds", "0", "1", "--documents", small_corpus, "--out", out, "--ranks", "1", "run.steps=2")
-    process = ablate(*cells, *options)
+    options = ("--documents", small_corpus, "--out", out, "--ranks", "1", "run.steps=2")
+    process = start([PROGRAMS / "python", ROOT / "tools" / "ablate.py", *cells, "--seeds", "0", "1", *options])
     first = out / "plain" / "seed-0" / "result.json"
-    until = time.monotonic() + 300
+    until = time.monotonic() + 900
     while not first.exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
     process.kill()
     output, _ = process.communicate()
-    try:
-        assert first.exists(), output
-        written = first.stat().st_mtime_ns
-        broken = f"broken={recipe},model.upper.heads=5"
-        job = finish(ablate(*cells, broken, *options, "--parallel", "2"), seconds=400)
-    finally:
-        end_tree(process.pid)
+    assert first.exists(), output
+    written = first.stat().st_mtime_ns
+    job = ablate(*cells, "--seeds", "0", "1", *options, "--parallel", "2")
+    assert job.code == 0, job.output
+    job = ablate(*cells, f"broken={recipe},model.upper.heads=5", "--seeds", "0", "1", *options, "--share", "2/6")
     assert job.code == 1, job.output
     assert first.stat().st_mtime_ns == written
-    assert "broken, seed 1: FAILED: train.py ended with 2: error: model.upper.heads=5 does not divide" in job.output
+    assert "broken, seed 0: FAILED: train.py ended with 2: error: model.upper.heads=5 does not divide" in job.output
     assert f"failed: broken, seed 0: see {out}/broken/seed-0/log.txt" in job.output
 
     table = json.loads((out / "table.json").read_text())
@@ -76,9 +84,8 @@ def test_killed_between_cells_it_goes_on_and_the_table_has_the_numbers_of_the_re
     ElementTree.parse(out / "plot.svg")
 
     (out / "table.md").unlink()
-    again = finish(ablate(*cells, "--seeds", "0", "1", "--out", out, "--report-only", "run.steps=2"))
-    assert again.code == 0, again.output
-    assert (out / "table.md").read_text().strip() in again.output
+    again = ablate(*cells, "--seeds", "0", "1", "--out", out, "--report-only", "run.steps=2")
+    assert again.code == 0 and (out / "table.md").read_text().strip() in again.output
 
 
 def test_means_intervals_and_paired_tests():
@@ -149,22 +156,19 @@ def test_what_cannot_be_run_is_refused_before_anything_is(recipe, small_corpus, 
         begin(cells, Evaluation((small_corpus,), "ja", "categories.0"), out)
 
 
-def test_an_array_has_a_job_for_each_cell_and_a_job_runs_its_cell(recipe, small_corpus, monkeypatch, capsys, tmp_path):
+def test_an_array_has_a_job_for_each_cell_and_a_job_runs_its_cell(recipe, small_corpus, ablate, tmp_path):
     out = tmp_path / "out"
     common = (str(recipe), "--seeds", "0", "1", "2", "--documents", str(small_corpus), "--out", str(out))
-    tool = runpy.run_path(str(ROOT / "tools" / "ablate.py"))["main"]
     for profile, ranks, lines in (
         ("gpu", "4", ("gpus-per-node=4", "cpus-per-task=32")),
         ("cpu", "2", ("cpus-per-task=16",)),
     ):
-        monkeypatch.setattr(sys, "argv", ["ablate.py", *common, "--profile", profile, "--ranks", ranks, "--dry-run"])
-        assert tool() == 0 and not out.exists()
-        script = capsys.readouterr().out
+        script = ablate(*common, "--profile", profile, "--ranks", ranks, "--dry-run").output
+        assert not out.exists()
         assert all(f"#SBATCH --{line}\n" in script for line in ("array=0-2%3", "ntasks-per-node=1", *lines))
         assert ("gpus" in script) == (profile == "gpu")
-    monkeypatch.setattr(sys, "argv", ["ablate.py", *common, "--profile", "gpu", "--ranks", "16", "--dry-run"])
     with pytest.raises(InputError, match=r"--ranks 16: .* the profile gives it 8 GPUs"):
-        tool()
+        ablate(*common, "--profile", "gpu", "--ranks", "16", "--dry-run", "data.pairs_per_batch=16")
     (out / "plain" / "seed-0").mkdir(parents=True)
     (out / "plain" / "seed-0" / "result.json").write_text('{"scores": {}}')
     # Of a job: its cell is complete, so nothing is trained, and the table is not its business.

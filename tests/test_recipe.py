@@ -250,16 +250,16 @@ def test_sources_have_weights_that_may_change(base):
         ),
         (
             ["model.upper={layers: 0, pooling: mean}", "objectives=[{name: masked_sentence}]"],
-            "objective masked_sentence needs a document encoder: set model.upper.layers to 1 or more",
+            "objectives: masked_sentence needs a document encoder: set model.upper.layers to 1 or more",
         ),
         (
             ["model.upper={layers: 0, pooling: mean}", "objectives=[{name: contextual_sentence}]"],
-            "objective contextual_sentence needs a document encoder: set model.upper.layers to 1 or more",
+            "objectives: contextual_sentence needs a document encoder: set model.upper.layers to 1 or more",
         ),
         *(
             (
                 ["data.segments={window: 10, stride: 5}", f"objectives=[{one}]"],
-                f"objective {one[7:-1].partition(',')[0]} needs sentences that are aligned: data.segments makes windows",
+                f"objectives: {one[7:-1].partition(',')[0]} aligns sentences, which windows are not: leave data.segments out",
             )
             for one in (
                 "{name: sentence_alignment}",

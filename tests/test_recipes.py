@@ -24,10 +24,12 @@ def reduced(path: Path, shards: Path) -> list[str]:
     recipe = load_recipe(path)
     banks = [f"objectives.{n}.bank=8" for n, one in enumerate(recipe.objectives) if hasattr(one, "bank")]
     chunks = ["engine.chunk_tokens=400"] if recipe.engine.chunk_tokens else []
+    short = ["data.segments={window: 30, stride: 20}"] if recipe.data.segments else []
+    short += ["model.lower.longformer.attention_window=8"] if recipe.model.lower.longformer else []
     return [
         f"data.shards={shards}", "data.validation=null", "data.pairs_per_batch=8", "data.sentences=6", "data.workers=0",
         "model.lower.pretrained=null", f"model.lower.config={TINY}", "model.upper.heads=2", "model.upper.intermediate=32",
-        "run.steps=2", "run.log_every=1", "run.best_metric=null", "optimizer.warmup_steps=0", *banks, *chunks,
+        "run.steps=2", "run.log_every=1", "run.best_metric=null", "optimizer.warmup_steps=0", *banks, *chunks, *short,
     ]  # fmt: skip
 
 

@@ -52,8 +52,20 @@ def clustered(count: int, width: int, seed: int = 0) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def write_vectors(folder: Path, rows: np.ndarray, precision: str = "fp32", shard_rows: int = 700) -> Path:
-    """A folder as tools/encode.py makes it: every tenth document is in "sw", the others in "de" and "en"."""
+def write_vectors(
+    folder: Path,
+    rows: np.ndarray,
+    precision: str = "fp32",
+    shard_rows: int = 700,
+    documents: list[tuple[str, str]] | None = None,
+) -> Path:
+    """A folder as tools/encode.py makes it: every tenth document is in "sw", the others in "de" and "en".
+
+    Args:
+        documents: id and language of each, in place of that.
+    """
+    if documents is None:
+        documents = [(f"d{row}", LANGUAGES[2 if row % 10 == 0 else row % 2]) for row in range(len(rows))]
     folder.mkdir(parents=True)
     parts, shards = [], []
     for number, first in enumerate(range(0, len(rows), shard_rows)):
@@ -63,12 +75,10 @@ def write_vectors(folder: Path, rows: np.ndarray, precision: str = "fp32", shard
         with VectorFile(path, rows.shape[1], precision) as file:
             file.append(chosen)
         shards.append({"file": path.name, "rows": len(chosen), "bytes": path.stat().st_size})
-        numbers = [2 if row % 10 == 0 else row % 2 for row in range(first, first + len(chosen))]
+        numbers = [LANGUAGES.index(lang) for _, lang in documents[first : first + len(chosen)]]
         lines = [
-            json.dumps(
-                {"id": f"d{first + row}", "lang": LANGUAGES[n], "title": f"t{first + row} é"}, ensure_ascii=False
-            )
-            for row, n in enumerate(numbers)
+            json.dumps({"id": id_, "lang": lang, "title": f"t{first + row} é"}, ensure_ascii=False)
+            for row, (id_, lang) in enumerate(documents[first : first + len(chosen)])
         ]
         lines = [line.encode() + b"\n" for line in lines]
         (part / "documents.jsonl").write_bytes(b"".join(lines))

@@ -16,6 +16,7 @@ from hmde_dist.evaluation.collection import open_collection
 from hmde_dist.evaluation.fine_tuning import Settings, fine_tuned
 from hmde_dist.evaluation.labelled import read_labelled, read_mldoc
 from hmde_dist.evaluation.mteb_tasks import DOCUMENT_TASKS, run_tasks
+from hmde_dist.evaluation.postprocess import vector_systems
 from hmde_dist.evaluation.ranking import MEASURES, TESTED, evaluate_collection
 from hmde_dist.evaluation.retrieval import METRICS, evaluate_groups
 from hmde_dist.model.export import load_model
@@ -36,7 +37,7 @@ def main() -> None:
     if not args.out.absolute().parent.is_dir():
         raise InputError(f"--out {args.out}: there is no folder {args.out.absolute().parent}")
     try:
-        report = {"task": args.task, "model": str(args.model)} | args.evaluate(args)
+        report = {"task": args.task, "model": str(args.model) if args.model else None} | args.evaluate(args)
     finally:
         topology.leave()
     if topology.claimed_rank() > 0:
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def add_task(
-    tasks, name: str, evaluate, show, help: str, example: str, compared: bool = True
+    tasks, name: str, evaluate, show, help: str, example: str, compared: bool = True, model: bool = True
 ) -> argparse.ArgumentParser:
     """A subcommand: `evaluate(args)` gives its report, `show(report)` prints it."""
     task = tasks.add_parser(
@@ -59,7 +60,7 @@ def add_task(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     task.set_defaults(evaluate=evaluate, show=show)
-    task.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="an exported model")
+    task.add_argument("--model", type=Path, required=model, metavar="MODEL_DIR", help="an exported model")
     if compared:
         task.add_argument("--baselines", action="store_true", help="also what the model must beat")
         task.add_argument(
@@ -85,10 +86,24 @@ def add_retrieval(tasks) -> None:
         show_retrieval,
         "find each document's version in another language, or the relevant documents of a test collection",
         "--collection clef2003.yaml --baselines --runs build/runs",
+        model=False,
     )
     what = task.add_mutually_exclusive_group(required=True)
     what.add_argument("--documents", type=Path, nargs="+", metavar="PATH", help="comparable documents sharing their id")
     what.add_argument("--collection", type=Path, metavar="PATH", help="test collection: a YAML file or a BEIR folder")
+    what.add_argument(
+        "--vectors",
+        type=Path,
+        nargs="+",
+        metavar="VECTORS_DIR",
+        help="folders of vectors of the same documents, compared",
+    )
+    task.add_argument(
+        "--query-vectors",
+        type=Path,
+        metavar="VECTORS_DIR",
+        help="with --vectors: of the queries (default: each its own)",
+    )
     task.add_argument("--pairs", help="comma-separated, such as de-en,ja-fr (default: every ordered pair)")
     ranked = task.add_argument_group("with --collection")
     ranked.add_argument("--depth", type=positive, default=1000, help="documents of a ranking (%(default)s)")
@@ -108,6 +123,14 @@ def add_retrieval(tasks) -> None:
 
 def evaluate_retrieval(args) -> dict:
     pairs = args.pairs.split(",") if args.pairs else None
+    if args.vectors:
+        if args.model or args.baselines or args.beside_models:
+            raise InputError("--vectors are compared as they lie: leave --model, --baselines and --beside-models out")
+        return evaluate_groups(*vector_systems(args.vectors, args.query_vectors), pairs)
+    if not args.model:
+        raise InputError("--model is missing: name an exported model")
+    if args.query_vectors:
+        raise InputError("--query-vectors goes with --vectors")
     if args.documents:
         model = load_model(args.model)
         documents = list(read_documents(args.documents))

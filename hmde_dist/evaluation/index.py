@@ -112,6 +112,10 @@ def build_index(
     vectors = Vectors(vectors_folder)
     if "documents" not in vectors.manifest or len(vectors) != vectors.manifest["documents"]:
         raise InputError(f"{vectors_folder} holds vectors of sentences: an index needs one vector of each document")
+    if changed := [name for note in vectors.manifest.get("processed", []) for name in note if name != "augment"]:
+        raise InputError(
+            f"{vectors_folder}: vectors after {', '.join(changed)}; queries are encoded without it, so their index would be wrong"
+        )
     factory = factory or choose_factory(len(vectors), vectors.width, memory_gib)
     index = new_index(factory, vectors.width)
     if device == "gpu":

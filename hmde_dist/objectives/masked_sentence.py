@@ -38,7 +38,6 @@ from hmde_dist.stream.batch import PackedBatch, Segments
 
 class Settings(ObjectiveSection):
     needs_layers: ClassVar[bool] = True
-
     temperature: Annotated[float, Field(gt=0)] = 0.1
     bias: Annotated[float, Field(ge=0)] = Field(
         0.5,

@@ -146,11 +146,11 @@ class RankBatches(Dataset):
         starts = np.concatenate([mine.starts.T.ravel(), negative_starts.T.ravel()])
         pack_documents = self._pack_vectors if self.vectors else self._pack_tokens
         places, packed = pack_documents(mine.source, groups, documents, starts, chunks)
-        index = self.mixture.indexes[mine.source]
+        index, windows = self.mixture.indexes[mine.source], self.mixture.settings.windows
         columns = index.columns
         first = columns["group_documents"][groups].astype(np.int64)
         languages = self.languages[mine.source][columns["document_language"][first + documents]]
-        sentences = index.segments(self.mixture.settings.windows, first + documents)
+        sentences = index.segments(windows, first + documents)
         sides = 4 if self.negatives else 2
         facts = [
             DocumentFacts(place, groups[place], languages[place], sentences[place], starts[place], step, sides)
