@@ -71,7 +71,7 @@ def test_a_mixture_trains_on_two_ranks_in_chunks_as_on_one(stage, tmp_path, one_
     names = [
         name for name in steps[0] if name.endswith("_loss") or name.startswith(tuple(one["name"] for one in MIXTURE))
     ]
-    assert len(names) > len(MIXTURE)
+    assert "translation_tokens_2_loss" in names  # the second of this name
     for alone, ranks in zip(steps, journal(tmp_path / "two"), strict=True):
         for name in ("loss", "grad_norm", "scale", *names):
             if not name.endswith("_accuracy"):  # a near tie may be won by either
