@@ -253,8 +253,20 @@ def test_sources_have_weights_that_may_change(base):
             "objectives: masked_sentence needs a document encoder: set model.upper.layers to 1 or more",
         ),
         (
-            ["data.segments={window: 10, stride: 5}", "objectives=[{name: translation_tokens}]"],
-            "objectives: translation_tokens aligns sentences, which windows are not: leave data.segments out",
+            ["model.upper={layers: 0, pooling: mean}", "objectives=[{name: contextual_sentence}]"],
+            "objectives: contextual_sentence needs a document encoder: set model.upper.layers to 1 or more",
+        ),
+        *(
+            (
+                ["data.segments={window: 10, stride: 5}", f"objectives=[{one}]"],
+                f"objectives: {one[7:-1].partition(',')[0]} aligns sentences, which windows are not: leave data.segments out",
+            )
+            for one in (
+                "{name: sentence_alignment}",
+                "{name: sentence_similarity}",
+                "{name: contextual_sentence, queries: aligned}",
+                "{name: translation_tokens}",
+            )
         ),
         (["data.segments={window: 10, stride: 11}"], "data.segments: stride 11 is larger than window 10"),
         (["data.segments={window: 10}"], "data.segments.stride: missing"),

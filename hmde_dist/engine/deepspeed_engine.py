@@ -31,7 +31,10 @@ class TrainedModule(nn.Module):
         super().__init__()
         self.encoder, self.objectives = encoder, build_objectives(recipe, encoder)
         self.precision, self.weights = recipe.engine.precision, [one.weight for one in recipe.objectives]
-        self.names = [one.name for one in recipe.objectives]
+        names = [one.name for one in recipe.objectives]
+        # One that is there again is called by its number, too.
+        again = [names[:place].count(name) for place, name in enumerate(names)]
+        self.names = [f"{name}_{more + 1}" if more else name for name, more in zip(names, again, strict=True)]
 
     def forward(self, batch: PackedBatch) -> Tensor | tuple[Rows, Rows]:
         """While training, the rows of every objective and what they read of parameters; else document vectors [D, W]."""

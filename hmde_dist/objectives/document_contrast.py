@@ -8,6 +8,9 @@ batch are the hard negatives, and other versions of the anchor's own group never
 With explicit hard negatives (`data.hard_negatives: paper`) two more parts follow the pairs, a negative for each first and for
 each second document, in the language of its side: h and g of the reference. They join the candidates y of x_i, and the
 candidates x of y_i.
+
+With `same_side` the other documents of its own side are candidates, too, x_j of x_i and y_j of y_i (as in GTE, Li et al. 2023,
+arXiv 2308.03281; there all terms of a pair share one sum): a document that is merely in the right language is no answer.
 """
 
 from typing import Annotated, Literal
@@ -33,6 +36,7 @@ class Settings(ObjectiveSection):
         "own",
         description="group = all versions of a document in the batch are right answers, as in LAPCA; own = its partner",
     )
+    same_side: bool = Field(False, description="other documents of the anchor's own side are negatives, too")
     margin: Annotated[float, Field(ge=0)] | None = Field(
         None, description="a wrong answer with a cosine this far above the right one's does not count; none = all count"
     )
@@ -70,6 +74,10 @@ class Objective(objective.Objective):
         (x, y, *hard), (pair_groups, _, *hard_groups) = (
             part.chunk(int(rows["sides"][0])) for part in (documents, groups)
         )
+        if settings.same_side:
+            # Of its own group a row sees no such column: neither itself nor another version.
+            hard = [torch.cat([*hard[:1], x]), torch.cat([*hard[1:], y])]
+            hard_groups = [torch.cat([*hard_groups[:1], pair_groups]), torch.cat([*hard_groups[1:], pair_groups])]
         hard_x, hard_y = map(Hard, hard, hard_groups) if hard else (None, None)
         widths = [(width, 1 / len(settings.widths)) for width in settings.widths] if settings.widths else None
         contrast = tile_loss(
@@ -80,7 +88,7 @@ class Objective(objective.Objective):
         if settings.spread:
             watched["spread"] = spread_out(x, ranks) + spread_out(y, ranks)
             loss = loss + settings.spread * watched["spread"]
-        return Loss(loss, contrast.accuracy, contrast.negatives, watched)
+        return Loss(loss, contrast.accuracy, contrast.negatives - settings.same_side, watched)
 
 
 def spread_out(vectors: Tensor, ranks: Ranks) -> Tensor:

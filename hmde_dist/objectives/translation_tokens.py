@@ -95,11 +95,12 @@ class Objective(objective.Objective):
         targets = targets_of(batch, tokens, predicting, predicted, masked, len(vectors))
         likelihoods, right = self.head(encoder, vectors, targets.rows, targets.tokens)
         losses = targets.shares * (targets.shares.log() - likelihoods)
-        nothing = losses.new_zeros(len(vectors))
-        return {
-            "losses": nothing.index_add(0, targets.rows, losses),
-            "right": (nothing.index_add(0, targets.rows, right.to(losses.dtype)) > 0).float(),
-        }
+        sizes = torch.bincount(targets.rows, minlength=len(vectors))
+        # Sums of pieces, not scattered ones, whose order a GPU leaves to chance.
+        sums, hits = (
+            torch.segment_reduce(part, "sum", lengths=sizes, unsafe=True) for part in (losses, right.to(losses.dtype))
+        )
+        return {"losses": sums, "right": (hits > 0).float()}
 
     def masks(self, encoder: HMDEModel, batch: PackedBatch, tokens: "Tokens", aligned: Aligned) -> "Masked":
         """One masked token of each pair, and the vector of its sentence, encoded once more."""
@@ -171,7 +172,7 @@ class Tokens:
 
 
 class Targets(NamedTuple):
-    """Distributions over the vocabulary, of which only the tokens that have a share are named."""
+    """Distributions over the vocabulary, row after row, of which only the tokens that have a share are named."""
 
     rows: Tensor  # int64 [K] which prediction
     tokens: Tensor  # int64 [K], different ones in a row
@@ -195,13 +196,14 @@ def targets_of(
     device = batch.ids.device
     rows = torch.from_numpy(predicting[sentence]).to(device)
     found = batch.ids[torch.from_numpy(places).to(device)]
-    shares = 1 / torch.bincount(rows, minlength=number)[rows].float()
-    if masked is not None:
-        halves = torch.ones(number, device=device).index_fill(0, masked.rows, 0.5)
-        shares = torch.cat([shares * halves[rows], torch.full_like(masked.rows, 0.5, dtype=shares.dtype)])
-        rows, found = torch.cat([rows, masked.rows]), torch.cat([found, masked.tokens])
-    # A token that occurs again in a row adds to its share.
+    masked_rows, masked_tokens = (masked.rows, masked.tokens) if masked else (rows[:0], found[:0])
     vocabulary = 1 << 32
-    unique, inverse = torch.unique(rows * vocabulary + found, return_inverse=True)
-    summed = shares.new_zeros(len(unique)).index_add(0, inverse, shares)
-    return Targets(unique // vocabulary, unique % vocabulary, summed)
+    keys = torch.cat([rows, masked_rows]) * vocabulary + torch.cat([found, masked_tokens])
+    # A token that occurs again in a row adds to its share. Whole numbers are counted: no sum depends on an order.
+    unique, inverse = torch.unique(keys, return_inverse=True)
+    times, times_masked = (
+        torch.bincount(part, minlength=len(unique)) for part in inverse.split([len(rows), len(masked_rows)])
+    )
+    of_row, halves = unique // vocabulary, torch.ones(number, device=device).index_fill(0, masked_rows, 0.5)
+    shares = times * (halves / torch.bincount(rows, minlength=number))[of_row] + 0.5 * times_masked
+    return Targets(of_row, unique % vocabulary, shares)

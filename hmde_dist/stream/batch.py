@@ -45,7 +45,7 @@ class DocumentFacts:
     )  # int64 [D] place among the documents of the rank: [first of each pair..., second of each pair...]
     groups: np.ndarray  # int64 [D]; equal numbers are versions of one document
     languages: np.ndarray  # int64 [D]
-    sentences: np.ndarray  # int64 [D] of the whole document
+    sentences: np.ndarray  # int64 [D] of the whole document (or windows, where they stand for sentences)
     starts: np.ndarray  # int64 [D] the first of them that is encoded
     step: int  # position of the global batch in the plan
     sides: int = 2  # 4 with explicit hard negatives

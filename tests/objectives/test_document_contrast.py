@@ -59,6 +59,44 @@ def test_explicit_negatives_join_the_candidates_of_their_side():
     assert contrast.negatives == 5
 
 
+def by_hand_with_same_side(x, y, h, g, groups, h_groups, g_groups, scale, margin):
+    """Candidates of x_i: y, h and the other x; of y_i: x, g and the other y; none of its own group but its partner."""
+    total = 0.0
+    for rows, partners, hard, hard_groups in ((x, y, h, h_groups), (y, x, g, g_groups)):
+        columns, of_group = torch.cat([partners, rows, hard]), [*groups, *groups, *hard_groups]
+        for i in range(len(rows)):
+            cosines = torch.stack([torch.cosine_similarity(rows[i], one, dim=0) for one in columns])
+            counts = [
+                j == i or (of_group[j] != groups[i] and (margin is None or bool(cosines[j] <= cosines[i] + margin)))
+                for j in range(len(columns))
+            ]
+            total = total + (scale * cosines[torch.tensor(counts)]).logsumexp(0) - scale * cosines[i]
+    return total / len(x)
+
+
+@pytest.mark.parametrize("margin", [None, 0.1])
+@pytest.mark.parametrize("explicit", [False, True])
+def test_documents_of_the_same_side_are_negatives_where_asked(explicit, margin):
+    torch.manual_seed(4)
+    groups, h_groups, g_groups = [1, 2, 1, 4, 5], [7, 2, 8, 9, 1], [3, 3, 4, 6, 5]
+    x, y, h, g = torch.randn(4, 5, 8, dtype=torch.float64).unbind()
+    parts = [part.clone().requires_grad_() for part in ((x, y, h, g) if explicit else (x, y))]
+    facts = torch.tensor(groups * 2 + (h_groups + g_groups) * explicit)
+    scale, sides = torch.tensor([6.0], dtype=torch.float64, requires_grad=True), len(parts)
+    contrast = document_contrast(torch.cat(parts), facts, scale, sides, same_side=True, margin=margin)
+    contrast.loss.backward()
+    expected = [part.detach().clone().requires_grad_() for part in (*parts, scale)]
+    if not explicit:
+        h_groups = g_groups = []
+    h, g = expected[2:4] if explicit else (x[:0], x[:0])
+    loss = by_hand_with_same_side(*expected[:2], h, g, groups, h_groups, g_groups, expected[-1], margin)
+    loss.backward()
+    torch.testing.assert_close(contrast.loss, loss[0], rtol=1e-6, atol=1e-9)
+    for found, theirs in zip((*parts, scale), expected, strict=True):
+        torch.testing.assert_close(found.grad, theirs.grad, rtol=1e-5, atol=1e-8)
+    assert contrast.negatives == (13 if explicit else 8)
+
+
 def test_accuracy_counts_both_directions():
     x = torch.eye(4)
     y = torch.eye(4)[[1, 0, 2, 3]]
@@ -90,7 +128,7 @@ GATHERED = """
 
     def gradients(inputs, groups, mean, ranks=None):
         w, s = weight.clone().requires_grad_(), scale.clone().requires_grad_()
-        contrast = document_contrast(inputs.flatten(0, 1) @ w, groups.flatten(), s, 4 if hard else 2, ranks, spread=0.5)
+        contrast = document_contrast(inputs.flatten(0, 1) @ w, groups.flatten(), s, 4 if hard else 2, ranks, spread=0.5, same_side=hard)
         contrast.loss.backward()
         found = [contrast.loss.detach(), w.grad, s.grad]
         if mean:

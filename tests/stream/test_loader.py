@@ -162,7 +162,7 @@ def test_a_window_begins_where_the_plan_says(shards, workers):
     reader = GroupReader(mixture.indexes[0])
     moved = 0
     for step, batch in enumerate(load(mixture, workers=workers)):
-        planned, expected = mixture.batch(step), []
+        planned, expected, whole = mixture.batch(step), [], []
         for side in (0, 1):
             for group, document, first in zip(
                 planned.groups.tolist(), planned.documents[:, side], planned.starts[:, side], strict=True
@@ -170,8 +170,11 @@ def test_a_window_begins_where_the_plan_says(shards, workers):
                 tokens, lengths = reader[group].document(int(document))
                 pieces = np.split(tokens, np.cumsum(lengths)[:-1])[first : first + SENTENCES]
                 expected.append((group, tuple(tuple(piece.tolist()) for piece in pieces)))
+                whole.append((len(lengths), first))
                 moved += first > 0
         assert [(group, tuple(s[1:-1] for s in sentences)) for group, sentences in documents_of(batch)] == expected
+        facts = batch.chunks[0].facts
+        assert [*zip(facts.sentences.tolist(), facts.starts.tolist(), strict=True)] == whole
     assert moved > 10
 
 
