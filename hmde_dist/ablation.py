@@ -21,6 +21,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -223,10 +224,9 @@ def run_cells(cells: Sequence[Cell], evaluation: Evaluation, ranks: int, paralle
         finally:
             shares.put(share)
 
-    done_before = {cell.folder: cell.steps_done() for cell in todo}
-    total = sum(cell.recipe.run.steps for cell in todo)
+    total, before = sum(cell.recipe.run.steps for cell in todo), sum(cell.steps_done() for cell in todo)
     with (
-        progress(total=total, initial=sum(done_before.values()), desc="ablation", unit="step", smoothing=0) as bar,
+        progress(total=total, initial=before, desc="ablation", unit="step", smoothing=0) as bar,
         ThreadPoolExecutor(parallel) as pool,
     ):
         running = {pool.submit(run, cell): cell for cell in todo}
@@ -288,8 +288,9 @@ def run_cell(cell: Cell, evaluation: Evaluation, ranks: int, share: dict[str, st
             return  # another ablation made it meanwhile
         for command in commands(cell, evaluation, ranks):
             with open(log, "a", encoding="utf-8") as output:
-                output.write(f"\n$ {' '.join(map(str, command))}\n")
+                output.write(f"\n$ {shlex.join(map(str, command))}\n")
                 output.flush()
+                begin = output.tell()
                 process = subprocess.Popen(
                     list(map(str, command)),
                     stdin=subprocess.DEVNULL,
@@ -307,7 +308,7 @@ def run_cell(cell: Cell, evaluation: Evaluation, ranks: int, share: dict[str, st
                 finally:
                     alive.discard(process)
             if code:
-                raise RunError(f"{_program(command)} ended with {code}: {_last_words(log)}; see {log}")
+                raise RunError(f"{_program(command)} ended with {code}: {_last_words(log, begin)}; see {log}")
         scores = read_scores(cell.folder)
         result = {"cell": cell.name, "seed": cell.seed, "ranks": ranks, "pairs": cell.pairs, "scores": scores}
         with output_file(cell.folder / "result.json") as file:
@@ -380,8 +381,9 @@ def _program(command: Sequence) -> str:
     return next(Path(part).name for part in map(str, command) if part.endswith(".py"))
 
 
-def _last_words(log: Path) -> str:
-    """The last line of a log that says what went wrong, else its last line."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def _last_words(log: Path, begin: int) -> str:
+    """The last line of a log that says what went wrong, else its last line; `begin` is where the command's output begins."""
+    text = log.read_bytes()[begin:].decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(\[rank\d+\]: *)?([\w.]*[Ee]rror):? ", line)]
-    return (errors or lines)[-1][:300]
+    return (errors or lines or ["no output"])[-1][:300]

@@ -112,9 +112,9 @@ def build_index(
     vectors = Vectors(vectors_folder)
     if "documents" not in vectors.manifest or len(vectors) != vectors.manifest["documents"]:
         raise InputError(f"{vectors_folder} holds vectors of sentences: an index needs one vector of each document")
-    if changed := [name for note in vectors.manifest.get("processed", []) for name in note if name != "augment"]:
+    if any("calibrate" in note for note in vectors.manifest.get("processed", [])):
         raise InputError(
-            f"{vectors_folder}: vectors after {', '.join(changed)}; queries are encoded without it, so their index would be wrong"
+            f"{vectors_folder} holds calibrated vectors, but queries are not: an index would compare unlike things"
         )
     factory = factory or choose_factory(len(vectors), vectors.width, memory_gib)
     index = new_index(factory, vectors.width)

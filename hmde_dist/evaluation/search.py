@@ -89,6 +89,7 @@ class DocumentIndex:
             )
         self.model, self.width = manifest["model"], self.vectors.width
         self.effort, self._rerank = manifest["effort"], manifest["rerank"]
+        self._truncated = any("truncate" in note for note in manifest.get("processed", []))
         self._selectors: dict = {}
 
     def efforts(self) -> Iterator[int]:
@@ -109,12 +110,15 @@ class DocumentIndex:
         """The `k` nearest documents of each query vector: scores [Q, k] and numbers [Q, k], -1 where there are no more.
 
         Args:
-            queries: [Q, W] vectors, of any length: scores are cosines.
+            queries: [Q, W] vectors, of any length: scores are cosines. Of wider ones an index of truncated vectors takes
+                the first coordinates.
             languages: only documents in these; () = all.
 
         Raises:
             InputError: queries of another width, or a language that no document is in.
         """
+        if self._truncated:
+            queries = queries[:, : self.width]
         if queries.shape[1] != self.width:
             raise InputError(
                 f"the index holds vectors of width {self.width}, the model makes {queries.shape[1]}: not its index"

@@ -22,8 +22,10 @@ from hmde_dist.evaluation.postprocess import (
     fit,
     load_calibration,
     truncate,
+    truncate_folder,
     unit,
 )
+from hmde_dist.evaluation.search import DocumentIndex
 from hmde_dist.evaluation.vectors import Vectors
 
 GROUPS, WIDTH = 300, 24
@@ -182,8 +184,21 @@ def test_a_truncated_prefix_has_unit_length(monkeypatch, tmp_path):
     np.testing.assert_allclose(found * np.linalg.norm(rows[:, :7], axis=1)[:, None], rows[:, :7], atol=1e-6)
     with pytest.raises(InputError, match="--truncate 24: the vectors have width 24"):
         tool(monkeypatch, folder, "--out", tmp_path / "no", "--truncate", "24")
-    with pytest.raises(InputError, match="vectors after truncate; queries are encoded without it"):
-        build_index(tmp_path / "out", None, "cpu", tmp_path / "index")
+
+
+def test_an_index_cuts_queries_like_its_vectors_and_takes_no_calibrated_ones(tmp_path):
+    rows = languages_apart("shift")
+    folder = Folder.open(write_groups(tmp_path / "in", rows))
+    truncate_folder(folder, 7, tmp_path / "narrow")
+    build_index(tmp_path / "narrow", None, "cpu", tmp_path / "index")
+    queries = rows[::90]
+    scores, numbers = DocumentIndex(tmp_path / "index").search(queries, 3)
+    expected = truncate(queries, 7) @ truncate(rows, 7).T
+    np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :3], rtol=1e-5)
+    np.testing.assert_array_equal(numbers[:, 0], np.arange(0, len(rows), 90))
+    calibrate(folder, fit(folder, ["center"], 100), tmp_path / "centered")
+    with pytest.raises(InputError, match="holds calibrated vectors, but queries are not"):
+        build_index(tmp_path / "centered", None, "cpu", tmp_path / "no")
 
 
 def test_queries_may_have_vectors_of_their_own(evaluate, tmp_path):

@@ -258,3 +258,20 @@ def test_a_build_is_shared_by_arrays_of_jobs(cluster, documents_folder, tokenize
     # Each step waits for the one before it to end well.
     cluster.wait_for_job(re.findall(r"job (\d+):", job.output)[-1], "COMPLETED")
     assert ShardIndex.open(tmp_path / "shards").groups == 37
+
+
+def test_an_ablation_is_an_array_with_a_job_for_each_cell(cluster, recipe, small_corpus, tmp_path):
+    """Two ranks under torchrun in the job; the job runs the code of the submission."""
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump(PROFILE), encoding="utf-8")
+    ablate = [PROGRAMS / "python", "tools/ablate.py", recipe, "--seeds", 3, "--documents", small_corpus]
+    ablate += ["--out", tmp_path / "out", "--ranks", 2, "run.steps=2", "engine.self_test=false"]
+    job = finish(start([*ablate, "--profile", tmp_path / "profile.yaml"], cluster.env | {"PYTHONPATH": str(ROOT)}), 400)
+    assert job.code == 0 and "1 cells: logs in" in job.output, job.output
+    cluster.wait_for_job(re.findall(r"job (\d+),", job.output)[-1], "COMPLETED")
+    job = finish(start([*ablate, "--report-only"], cluster.env), 400)
+    assert job.code == 0, job.output
+    result = json.loads((tmp_path / "out" / "recipe" / "seed-3" / "result.json").read_text())
+    assert (result["ranks"], result["pairs"]) == (2, 16)
+    assert f"| recipe | 1 | **{result['scores']['R@1']:.3f}** |" in job.output
+    log = (tmp_path / "out" / "recipe" / "seed-3" / "log.txt").read_text()
+    assert f"{tmp_path}/out/jobs/code-" in log and f"{ROOT}/tools" not in log
