@@ -55,6 +55,7 @@ def open_mixture(recipe: Recipe) -> Mixture:
         data.window,
         recipe.run.seed,
         SlidingWindows(data.segments.window, data.segments.stride) if data.segments else None,
+        data.pairs_per_group,
     )
     return Mixture(sources, settings, data.batch_languages == "one_pair")
 
@@ -108,7 +109,8 @@ def print_plan(recipe: Recipe, world: int = 1, gpu: str = "H100") -> None:
     print(f"model       {lower:,} parameters in the sentence encoder, {upper:,} in the document encoder")
     documents = 2 * pairs * (1 + (recipe.data.hard_negatives == "paper"))
     print(
-        f"batch       {pairs} pairs, {documents} documents; {settings.neighbour_pairs} of the pairs category neighbours at most"
+        f"batch       {pairs} pairs, {documents} documents; {settings.neighbour_groups * settings.pairs_per_group} of the pairs "
+        "category neighbours at most"
     )
     if isinstance(part, LanguagePairs):
         print(f"            of one of {len(part.pairs)} language pairs; {part.left_out} have too few groups")

@@ -94,6 +94,11 @@ class DataSection(Section):
     language_temperature: Share = Field(
         0.3, description="languages, or language pairs, are drawn ~ count ** temperature; 1 = as in the data"
     )
+    pairs_per_group: Count = Field(
+        1,
+        description="pairs of a batch that are versions of one document; more than 1 makes sense with "
+        "`positives: group` (LAPCA)",
+    )
     batch_languages: Literal["mixed", "one_pair"] = Field(
         "mixed", description="one_pair = all pairs of a global batch are in the same two languages"
     )
@@ -304,8 +309,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _whole(self) -> "Recipe":
         problems = []
-        if self.data.neighbours_per_batch and self.data.neighbour_group > self.data.pairs_per_batch:
-            problems.append("data.neighbour_group is larger than data.pairs_per_batch")
+        groups, left = divmod(self.data.pairs_per_batch, self.data.pairs_per_group)
+        if left:
+            problems.append("data.pairs_per_group does not divide data.pairs_per_batch")
+        if self.data.neighbours_per_batch and self.data.neighbour_group > groups:
+            problems.append("data.neighbour_group is larger than data.pairs_per_batch / data.pairs_per_group")
+        if self.data.pairs_per_group > 1 and self.data.batch_languages == "one_pair":
+            problems.append(
+                "data.pairs_per_group acts with data.batch_languages=mixed only: a group has one pair of two"
+            )
         sources = [s.shards for s in self.data.sources] + [self.data.validation or ""]
         if any("://" in source for source in sources) and self.data.cache is None:
             problems.append("data.cache must name a folder, for shards behind a URL are copied there")

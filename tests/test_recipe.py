@@ -85,7 +85,7 @@ def test_all_problems_come_in_one_message(base):
 
 def test_problems_between_settings_come_in_one_message(base):
     message = refusal(base, "data.neighbour_group=9", "optimizer.warmup_steps=101")
-    assert "data.neighbour_group is larger than data.pairs_per_batch" in message
+    assert "data.neighbour_group is larger than data.pairs_per_batch / data.pairs_per_group" in message
     assert "optimizer.warmup_steps is larger than run.steps" in message
 
 

@@ -29,7 +29,7 @@ def reduced(path: Path, shards: Path) -> list[str]:
     return [
         f"data.shards={shards}", "data.validation=null", "data.pairs_per_batch=8", "data.sentences=6", "data.workers=0",
         "model.lower.pretrained=null", f"model.lower.config={TINY}", "model.upper.heads=2", "model.upper.intermediate=32",
-        "run.steps=2", "run.log_every=1", "run.best_metric=null", "optimizer.warmup_steps=0", *banks, *chunks, *short,
+        "engine.self_test=true", "run.steps=2", "run.log_every=1", "run.best_metric=null", "optimizer.warmup_steps=0", *banks, *chunks, *short,
     ]  # fmt: skip
 
 

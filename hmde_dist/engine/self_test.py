@@ -60,6 +60,10 @@ def self_test(engine, recipe: Recipe, world: World) -> dict[str, float]:
             if name.endswith("log_scale_change"):
                 scale = float(found), float(expected)
     discard_gradients(engine)
+    if world.agree(world.is_first and not sums[2]):
+        raise RunError(
+            "self-test: the gradient of made-up documents is zero: with these settings the objectives have nothing to learn from"
+        )
     measured, problem = {}, ""
     if world.is_first:
         measured = {
@@ -142,9 +146,9 @@ def _batch(encoder: HMDEModel, recipe: Recipe, rank: int, size: int, alone: bool
 
 
 def _pack(encoder: HMDEModel, rank: int, numbers: np.ndarray) -> PackedBatch:
-    """Documents of one to three sentences of two to six tokens, functions of rank and number; in a pair as many."""
-    most = min(3, encoder.config.max_sentences)
-    counts = 1 + draws.bits(0, "sentences", rank, numbers % PAIRS) % most
+    """Documents of two to four sentences of two to six tokens, functions of rank and number; in a pair as many."""
+    most = min(4, encoder.config.max_sentences)
+    counts = np.minimum(2 + draws.bits(0, "sentences", rank, numbers % PAIRS) % 3, most)
     if not any(p.requires_grad for p in encoder.lower.parameters()):
         width = encoder.config.hidden_size
         bits = [

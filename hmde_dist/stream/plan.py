@@ -3,7 +3,8 @@
 Ranks, nodes and workers do not enter, so a change of any of them changes who encodes a document and never which
 documents meet. The state of the stream is one integer, the step.
 
-Every group occurs at most once in an epoch of its part and contributes one pair of documents in two languages. A share
+Every group occurs at most once in an epoch of its part and contributes one pair of documents in two languages (or
+several, `pairs_per_group`). A share
 of each batch is made of category neighbours, runs of `neighbour_group` groups of one category drawn anew each epoch:
 they serve as each other's hard negatives, and nothing is encoded twice for it. `stream.mixture` puts parts together.
 """
@@ -35,6 +36,7 @@ class PlanSettings:
         sentences: segments that are encoded of a document, at most.
         window: "first": these are its first ones; "random": a document that has more gives a run of them from anywhere.
         seed: of everything random here.
+        pairs_per_group: pairs of one batch that a group contributes, of different documents as far as it has them.
         windows: how a document is cut into segments; none = they are its sentences.
     """
 
@@ -46,15 +48,21 @@ class PlanSettings:
     window: str
     seed: int
     windows: SlidingWindows | None = None
+    pairs_per_group: int = 1
 
     @property
-    def neighbour_pairs(self) -> int:
-        """Pairs of a batch that are category neighbours, where there are enough.
+    def groups(self) -> int:
+        """Groups of a batch."""
+        return self.pairs // self.pairs_per_group
+
+    @property
+    def neighbour_groups(self) -> int:
+        """Groups of a batch that are category neighbours, where there are enough.
 
         Whole runs only, so the share is met as nearly as runs of this size allow. A share above zero is at least one.
         """
-        runs = max(round(self.neighbours * self.pairs / self.neighbour_group), self.neighbours > 0)
-        return int(min(self.pairs // self.neighbour_group, runs)) * self.neighbour_group
+        runs = max(round(self.neighbours * self.groups / self.neighbour_group), self.neighbours > 0)
+        return int(min(self.groups // self.neighbour_group, runs)) * self.neighbour_group
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class GlobalBatch:
 
     source: int  # number of the shard set
     epoch: int
-    groups: np.ndarray  # [P] group numbers, all different
+    groups: np.ndarray  # [P] group numbers, all different but for the pairs of one group
     documents: np.ndarray  # [P, 2] positions of the two documents inside their group
     starts: np.ndarray  # [P, 2] first segment that is encoded of each document
     imbalance: float = 0.0  # of a rank's part: the most tokens of any rank over the mean, minus 1
@@ -114,12 +122,13 @@ class Plan:
             # Neighbouring numbers differ by more than one where a group has two documents; in parts, for memory.
             groups = _several_documents(index.columns["group_documents"])
         self.groups = groups.astype(np.uint32)
-        self.batches_per_epoch = len(groups) // settings.pairs
+        self.batches_per_epoch = len(groups) // settings.groups
         if not self.batches_per_epoch:
-            remedy = f"set data.pairs_per_batch to {len(groups)} or less" if len(groups) else "add translations"
+            most = len(groups) * settings.pairs_per_group
+            remedy = f"set data.pairs_per_batch to {most} or less" if most else "add translations"
             raise InputError(
                 f"{index.folder} has {len(groups)} groups in two or more languages, fewer than one batch of "
-                f"{settings.pairs}: {remedy}"
+                f"{settings.groups}: {remedy}"
             )
         if pair is None:
             counts = language_counts(index)
@@ -131,31 +140,31 @@ class Plan:
         epoch, place = divmod(number, self.batches_per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._order_of_epoch(epoch))
-        groups = self._epoch[1][place].astype(np.int64)
+        groups = np.repeat(self._epoch[1][place].astype(np.int64), self.settings.pairs_per_group)
         documents = self._languages(groups) if self.pair else self._draw_documents(groups, epoch)
         starts = window_starts(self.index, self.settings, groups, documents, epoch, "window")
         return GlobalBatch(self.source, epoch, groups, documents, starts)
 
     def _order_of_epoch(self, epoch: int) -> np.ndarray:
-        """[batches, P] uint32, the group numbers of every batch of an epoch.
+        """[batches, groups of a batch] uint32, the group numbers of every batch of an epoch.
 
         Written for twenty million groups: 32-bit numbers, and nothing is kept longer than it is needed.
         """
         settings, seed = self.settings, self.settings.seed
         size, batches = settings.neighbour_group, self.batches_per_epoch
-        runs = self._runs(epoch, batches * settings.neighbour_pairs // size)
+        runs = self._runs(epoch, batches * settings.neighbour_groups // size)
         single = np.ones(len(self.groups), dtype=bool)
         single[runs.ravel()] = False
         single = np.flatnonzero(single).astype(np.uint32)
         single = single[draws.order(seed, "single", single, epoch)]
         # Runs are spread evenly; where the data has too few, single groups fill the places.
-        order = np.empty((batches, settings.pairs), dtype=np.uint32)
+        order = np.empty((batches, settings.groups), dtype=np.uint32)
         each, more = divmod(len(runs), batches)
         run = one = 0
         for first, last, count in ((0, more, each + 1), (more, batches, each)):
             if first == last:
                 continue
-            rows, width, fill = last - first, count * size, settings.pairs - count * size
+            rows, width, fill = last - first, count * size, settings.groups - count * size
             order[first:last, :width] = runs[run : run + rows * count].reshape(rows, width)
             order[first:last, width:] = single[one : one + rows * fill].reshape(rows, fill)
             run, one = run + rows * count, one + rows * fill
@@ -191,7 +200,10 @@ class Plan:
         return runs[draws.order(self.settings.seed, "runs", runs[:, 0], epoch)[:wanted]]
 
     def _draw_documents(self, groups: np.ndarray, epoch: int) -> np.ndarray:
-        """[P, 2] two different documents of each group, drawn from (seed, epoch, group) alone."""
+        """[P, 2] two different documents of each group, drawn from (seed, epoch, group) alone.
+
+        The next pair of the same group has the next two, and begins again where there are no more.
+        """
         document, row = _documents_of(self.index, groups)
         first = np.flatnonzero(np.r_[True, row[1:] != row[:-1]])
         inside = np.arange(len(row)) - first[row]
@@ -200,7 +212,9 @@ class Plan:
         # (Efraimidis and Spirakis 2006).
         times = -np.log(draws.uniform(self.settings.seed, "document", epoch, groups[row], inside)) / weight
         order = np.lexsort((times, row))
-        return np.stack([inside[order[first]], inside[order[first + 1]]], axis=1)
+        turn = 2 * (np.arange(len(groups)) % self.settings.pairs_per_group)
+        count = np.diff(np.r_[first, len(row)])
+        return np.stack([inside[order[first + (turn + side) % count]] for side in (0, 1)], axis=1)
 
     def _languages(self, groups: np.ndarray) -> np.ndarray:
         """[P, 2] the documents of each group in the two languages of this part."""

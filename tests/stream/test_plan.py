@@ -183,8 +183,8 @@ def test_share_is_met_as_nearly_as_whole_runs_allow(share, pairs, size):
     assume(size <= pairs)  # the recipe refuses the rest
     plan = plan_of(even_index(64, 0, 1), **{"pairs": pairs, "neighbours": share, "neighbour_group": size})
     possible = range(size if share else 0, pairs + 1, size)  # a share above zero is at least one run
-    assert plan.settings.neighbour_pairs in possible
-    assert abs(plan.settings.neighbour_pairs - share * pairs) == pytest.approx(
+    assert plan.settings.neighbour_groups in possible
+    assert abs(plan.settings.neighbour_groups - share * pairs) == pytest.approx(
         min(abs(n - share * pairs) for n in possible)
     )
 
@@ -294,3 +294,22 @@ def test_plan_never_changes():
         batch = plan.batch(step)
         digest.update(np.column_stack([batch.groups, batch.documents, batch.starts]).astype("<i8").tobytes())
     assert (PLAN_VERSION, digest.hexdigest()[:16]) == (2, "33a92c5bb6478350")
+
+
+def test_several_pairs_of_a_group_are_of_different_documents_as_far_as_it_has_them():
+    index = make_index([range(4), range(3), range(2), range(4)] * 4, [NO_CLUSTER] * 16)
+    plan = plan_of(index, pairs=16, pairs_per_group=2, neighbours=0.0)
+    assert plan.batches_per_epoch == 2 and plan.settings.groups == 8
+    seen = []
+    for number in range(2):
+        batch = plan.batch(number)
+        assert batch.groups[::2].tolist() == batch.groups[1::2].tolist() and len(set(batch.groups.tolist())) == 8
+        seen += batch.groups[::2].tolist()
+        for pair in range(0, 16, 2):
+            documents = batch.documents[pair : pair + 2]
+            assert all(a != b for a, b in documents.tolist())
+            assert len(set(documents.ravel().tolist())) == [4, 3, 2, 4][batch.groups[pair] % 4]
+    assert sorted(seen) == list(range(16))
+    # The first pair is the one that a group has by itself.
+    alone = plan_of(index, pairs=8, neighbours=0.0).batch(0)
+    assert alone.documents.tolist() == plan.batch(0).documents[::2].tolist()
