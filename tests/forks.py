@@ -85,8 +85,10 @@ class Forks:
         return self.wait(self.start(ranks, recipe, *overrides, patch=patch))
 
     def run(self, ranks: int, program: str) -> Ended:
-        """Run Python on ranks that may join a process group, without any training."""
-        return self.train(ranks, Path(), patch=f"{program}\nraise SystemExit(0)")
+        """Run Python on ranks that may join a process group, without any training; modules of tests can be imported."""
+        tests = Path(__file__).parent
+        path = f"import sys\nsys.path[:0] = {[str(tests), str(tests / 'objectives')]!r}\n"
+        return self.train(ranks, Path(), patch=f"{path}{program}\nraise SystemExit(0)")
 
     def close(self) -> None:
         from launch import end_tree

@@ -26,7 +26,7 @@ from hmde_dist.command import InputError
 from hmde_dist.model.modeling_hmde import HMDEModel, HMDEOutput
 from hmde_dist.objectives import objective
 from hmde_dist.objectives.aligned import Aligned, aligned_sentences, pairs_of
-from hmde_dist.objectives.objective import Loss, Rows, documents_of_sentences, total_count
+from hmde_dist.objectives.objective import Loss, Rows, total_count
 from hmde_dist.objectives.tile_loss import Ranks
 from hmde_dist.objectives.vocabulary import VocabularyHead
 from hmde_dist.recipe import Count, ObjectiveSection
@@ -55,6 +55,43 @@ class Settings(ObjectiveSection):
         if masked and info.data.get("level") == "document":
             raise ValueError("tokens are masked in sentences; with level: document say masked: false")
         return masked
+
+
+class Tokens:
+    """Where the tokens of a chunk's sentences lie in its stream.
+
+    Attributes:
+        stream_rows: [S] place among the sentences of the stream of each sentence in document order.
+        sizes, starts: [N] tokens with special ones, and the first of them, of each sentence of the stream.
+    """
+
+    def __init__(self, batch: PackedBatch):
+        self.sizes = np.repeat(*np.array(batch.lower.runs).T)
+        self.starts = np.cumsum(self.sizes) - self.sizes
+        self.stream_rows = batch.sentence_rows.cpu().numpy()
+        self.counts = np.array(batch.sentence_counts, dtype=np.int64)
+
+    def of_documents(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(which of `documents`, sentence in document order) of all sentences of documents."""
+        sizes = self.counts[documents]
+        number = np.repeat(np.arange(len(documents)), sizes)
+        first = (np.cumsum(self.counts) - self.counts)[documents]
+        return number, np.arange(len(number)) - (np.cumsum(sizes) - sizes - first)[number]
+
+    def of_sentences(self, sentences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(which of `sentences`, place in the stream) of all content tokens of sentences in document order."""
+        rows = self.stream_rows[sentences]
+        sizes = self.sizes[rows] - 2
+        number = np.repeat(np.arange(len(sentences)), sizes)
+        return number, np.arange(len(number)) - (np.cumsum(sizes) - sizes - self.starts[rows] - 1)[number]
+
+
+class Masked(NamedTuple):
+    """A token of each pair, and the vector of its sentence without it."""
+
+    rows: Tensor  # int64 [A] which of the 2A predictions
+    vectors: Tensor  # [A, W]
+    tokens: Tensor  # int64 [A] that were masked
 
 
 class Objective(objective.Objective):
@@ -102,7 +139,7 @@ class Objective(objective.Objective):
         )
         return {"losses": sums, "right": (hits > 0).float()}
 
-    def masks(self, encoder: HMDEModel, batch: PackedBatch, tokens: "Tokens", aligned: Aligned) -> "Masked":
+    def masks(self, encoder: HMDEModel, batch: PackedBatch, tokens: Tokens, aligned: Aligned) -> Masked:
         """One masked token of each pair, and the vector of its sentence, encoded once more."""
         facts, number = batch.facts, len(aligned.places)
         key = facts.step, facts.groups[aligned.first_documents], aligned.places
@@ -133,42 +170,6 @@ class Objective(objective.Objective):
         name = "aligned" if self.settings.level == "sentence" else "pairs"
         watched = {name: rows["losses"].new_tensor(pairs)}
         return Loss(rows["losses"].sum() / count, (rows["right"].sum() / (2 * count)).detach(), 0, watched)
-
-
-class Masked(NamedTuple):
-    rows: Tensor  # int64 [A] which of the 2A predictions
-    vectors: Tensor  # [A, W]
-    tokens: Tensor  # int64 [A] that were masked
-
-
-class Tokens:
-    """Where the tokens of a chunk's sentences lie in its stream.
-
-    Attributes:
-        stream_rows: [S] place among the sentences of the stream of each sentence in document order.
-        sizes, starts: [N] tokens with special ones, and the first of them, of each sentence of the stream.
-    """
-
-    def __init__(self, batch: PackedBatch):
-        self.sizes = np.repeat(*np.array(batch.lower.runs).T)
-        self.starts = np.cumsum(self.sizes) - self.sizes
-        self.stream_rows = batch.sentence_rows.cpu().numpy()
-        self.owner = documents_of_sentences(batch).numpy()
-        self.counts = np.array(batch.sentence_counts, dtype=np.int64)
-
-    def of_documents(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(which of `documents`, sentence in document order) of all sentences of documents."""
-        sizes = self.counts[documents]
-        number = np.repeat(np.arange(len(documents)), sizes)
-        first = (np.cumsum(self.counts) - self.counts)[documents]
-        return number, np.arange(len(number)) - (np.cumsum(sizes) - sizes - first)[number]
-
-    def of_sentences(self, sentences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(which of `sentences`, place in the stream) of all content tokens of sentences in document order."""
-        rows = self.stream_rows[sentences]
-        sizes = self.sizes[rows] - 2
-        number = np.repeat(np.arange(len(sentences)), sizes)
-        return number, np.arange(len(number)) - (np.cumsum(sizes) - sizes - self.starts[rows] - 1)[number]
 
 
 class Targets(NamedTuple):

@@ -1,10 +1,8 @@
 import math
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
-from launch import environment, finish, start, torchrun
 
 from hmde_dist.objectives.document_contrast import Objective, Settings, spread_out
 from hmde_dist.objectives.tile_loss import Ranks
@@ -112,16 +110,13 @@ def test_scores_far_apart_stay_finite():
 
 
 GATHERED = """
-    import sys, torch, torch.distributed as dist
-    tests = sys.argv.pop()
-    sys.path[:0] = [tests, tests + "/objectives"]
+    import torch, torch.distributed as dist
     from test_document_contrast import document_contrast
     from hmde_dist.objectives.tile_loss import Ranks
 
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
-    hard = len(sys.argv) > 1
     inputs, groups = torch.randn(4 if hard else 2, 12, 6), torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 11])
     groups = torch.cat([groups, groups, (groups + 1) % 9, (groups + 2) % 9][: len(inputs)]).view(-1, 12)
     weight, scale = torch.randn(6, 6), torch.tensor([20.0])
@@ -146,12 +141,10 @@ GATHERED = """
 """
 
 
-@pytest.mark.parametrize(("world", "arguments"), [(2, ()), (4, ()), (2, ("hard",))])
-def test_gathered_loss_weight_and_scale_gradients_equal_one_process_with_the_whole_batch(world, arguments, tmp_path):
-    script = tmp_path / "gathered.py"
-    script.write_text(textwrap.dedent(GATHERED), encoding="utf-8")
-    job = finish(start(torchrun(world, script, *arguments, Path(__file__).parent.parent), environment()))
-    assert job.code == 0, job.output
+@pytest.mark.parametrize(("world", "hard"), [(2, False), (4, False), (2, True)])
+def test_gathered_loss_weight_and_scale_gradients_equal_one_process_with_the_whole_batch(world, hard, forks):
+    ended = forks.run(world, f"hard = {hard}\n{textwrap.dedent(GATHERED)}")
+    assert ended.codes == [0] * world, ended.output
 
 
 def test_every_version_of_a_document_is_a_right_answer_where_asked():

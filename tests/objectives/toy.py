@@ -5,10 +5,8 @@ sentences; pair 5 of one each.
 """
 
 import importlib
-import textwrap
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -169,13 +167,5 @@ def compare_ranks(name: str, *variants: dict) -> None:
 
 def assert_ranks_are_one_process(forks: Forks, name: str, *variants: dict) -> None:
     """Two ranks of gloo with ragged parts have the loss and the gradients of one process, for each of the settings."""
-    ended = forks.run(
-        2,
-        textwrap.dedent(f"""
-            import sys
-            sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]
-            import toy
-            toy.compare_ranks({name!r}, *{list(variants or [{}])!r})
-        """),
-    )
+    ended = forks.run(2, f"import toy\ntoy.compare_ranks({name!r}, *{list(variants or [{}])!r})")
     assert ended.codes == [0, 0], ended.output
