@@ -7,6 +7,7 @@ import pytest
 
 from hmde_dist.command import InputError
 from hmde_dist.corpus.documents import Document
+from hmde_dist.evaluation import bias
 from hmde_dist.evaluation.bias import (
     SEGMENTS,
     language_bias,
@@ -16,6 +17,7 @@ from hmde_dist.evaluation.bias import (
     sample,
     sentences_of,
 )
+from hmde_dist.model.export import load_model
 
 LANGUAGES = ("de", "en", "ja")
 
@@ -175,6 +177,22 @@ def test_the_sample_prefers_groups_of_many_languages():
     assert sample(groups, 99, seed=0) == groups
     with pytest.raises(InputError, match="twice"):
         sentences_of([*documents, documents[0]])
+
+
+def test_room_is_counted_in_tokens_where_a_model_reads_windows(
+    evaluate, windows_folder, small_corpus, tmp_path, monkeypatch
+):
+    asked, measured = {}, bias.evaluate_bias
+    monkeypatch.setattr(bias, "evaluate_bias", lambda *given, **how: asked.update(how) or measured(*given, **how))
+    arguments = ("--model", windows_folder, "--documents", small_corpus, "--groups", "8", "--out", tmp_path / "r.json")
+    job = evaluate("bias", *arguments)
+    assert job.code == 0, job.output
+    model = load_model(windows_folder)
+    sentences = ["Insert a table.", "Choose how many rows and how many columns it has, and where it stands. " * 3]
+    tokens = [sum(map(len, pieces)) for pieces in model.sentence_tokenizer().encode([s] for s in sentences)]
+    assert (asked["places"], asked["size"](sentences)) == (110, tokens) and tokens[1] > 30
+    found = json.loads((tmp_path / "r.json").read_text())["systems"]["HMDE"]
+    assert found["position"]["languages"] and found["length"]["whole"]["macro"]["MRR@10"] > 0
 
 
 def test_the_command(evaluate, model_folder, small_corpus, tmp_path):

@@ -51,8 +51,10 @@ def validation(shards):
     return ShardIndex.open(shards("mds", "validation"))
 
 
-def test_the_numbers_are_those_of_the_evaluation(model, validation, documents_folder):
-    found = validate(Documents(model), validation, model.config.max_sentences, ALONE)
+@pytest.mark.parametrize("folder", ["model_folder", "windows_folder"])
+def test_the_numbers_are_those_of_the_evaluation(folder, validation, documents_folder, request):
+    model = load_model(request.getfixturevalue(folder))
+    found = validate(Documents(model), validation, model.config.max_sentences, ALONE, windows=model.windows)
     documents = list(read_documents([documents_folder / "validation.jsonl.gz"]))
     vectors = np.stack(list(encode_documents(model.eval(), documents)))
     candidates = Candidates([d.id for d in documents], [d.lang for d in documents])

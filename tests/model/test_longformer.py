@@ -195,7 +195,7 @@ def test_its_export_gives_the_vectors_of_training_with_and_without_this_project(
     (tmp_path / "load.py").write_text(textwrap.dedent(LOAD), encoding="utf-8")
     env = environment(HF_HOME=str(tmp_path / "cache"))
     command = [PROGRAMS / "python", "load.py", trained / "export", "texts.json", tmp_path]
-    job = finish(start(command, env, folder=tmp_path))
+    job = finish(start(command, env, folder=tmp_path), 300)
     assert job.code == 0, job.output
     for name in ("auto", "st"):
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected, rtol=1e-5, atol=1e-5)
