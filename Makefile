@@ -19,7 +19,7 @@ demo: install
 	python tools/demo.py $(if $(DOCUMENTS),--documents "$(DOCUMENTS)")
 
 test: install lint
-	python -m pytest --numprocesses 2
+	python -m pytest --numprocesses 2 --dist worksteal
 
 lint: install
 	ruff check .

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hmde_dist.benchmark import peak_bytes
 from hmde_dist.command import InputError
 from hmde_dist.engine import forecast
+from hmde_dist.engine.deepspeed_engine import TrainedModule
+from hmde_dist.engine.memory import STARTED, memory_of
 from hmde_dist.engine.meter import PEAK_FLOPS
 from hmde_dist.model.export import build_model
 from hmde_dist.recipe import Recipe
@@ -99,6 +102,8 @@ def print_plan(recipe: Recipe, world: int = 1, gpu: str = "H100") -> None:
         encoder = build_model(
             recipe.model, mixture.indexes[0], settings.sentences, recipe.scale, settings.seed, settings.windows
         )
+        module = TrainedModule(encoder, recipe)
+    encoder.lower.requires_grad_(not recipe.model.lower.frozen or recipe.model.lower.unfreeze_at_step is not None)
     pairs, steps = settings.pairs, recipe.run.steps
     lower, upper = (sum(p.numel() for p in part.parameters()) for part in (encoder.lower, encoder.upper))
     for index in mixture.indexes:
@@ -119,20 +124,13 @@ def print_plan(recipe: Recipe, world: int = 1, gpu: str = "H100") -> None:
         + (" of the first source, were it alone" if len(mixture.parts) > 1 else "")
     )
     print(f"worlds      {', '.join(str(n) for n in range(1, pairs + 1) if pairs % n == 0)} ranks")
-    frozen = recipe.model.lower.frozen and recipe.model.lower.unfreeze_at_step is None
-    model = forecast.model_of(encoder, frozen)
+    model = forecast.model_of(module)
     batch = forecast.batch_of(mixture, documents, recipe.engine.chunk_tokens)
-    precision = recipe.engine.precision
-    for stage in range(4):
-        memory = forecast.memory(model, batch, world, stage, 2 if precision == "bf16" else 4)
-        mark = " <- engine.zero_stage" if stage == recipe.engine.zero_stage else ""
-        print(
-            f"{f'{world} ranks' if not stage else '':<11} ZeRO {stage}: at least {memory.states / GIB:.2f} GiB weights, gradients, moments + "
-            f"{memory.activations / GIB:.2f} of a chunk + {memory.vectors / GIB:.2f} vectors{mark}"
-        )
+    print_memory(recipe, model, batch, world, gpu)
     time = forecast.step_time(model, batch, world, recipe.engine.zero_stage, gpu)
+    sent = sum(forecast.communicated_bytes(model, batch, world, recipe.engine.zero_stage).values())
     print(
-        f"step        {forecast.step_flops(model, batch) / 1e12:,.2f} TFLOP, {sum(forecast.communicated_bytes(model, batch, world, recipe.engine.zero_stage).values()) / GIB:.2f} GiB sent by a rank; "
+        f"step        {forecast.step_flops(model, batch) / 1e12:,.2f} TFLOP, {sent / GIB:.2f} GiB sent by a rank; "
         f"on {world} {gpu}: {time.compute:.3f} s computing, {time.communication:.3f} s communicating, "
         f"MFU {forecast.mfu(model, batch, world, gpu, time.seconds):.0%} at {forecast.EFFICIENCY:.0%} of the peak while computing"
     )
@@ -142,3 +140,26 @@ def print_plan(recipe: Recipe, world: int = 1, gpu: str = "H100") -> None:
         f"checkpoint  {size / GIB:.2f} GiB; {size / world / forecast.DISK:.0f} s beside the training at "
         f"{forecast.DISK / 1e9:.0f} GB/s a rank"
     )
+
+
+def print_memory(recipe: Recipe, model: forecast.Model, batch: forecast.Batch, world: int, gpu: str) -> None:
+    """What the first of `world` ranks needs at its peak, under each ZeRO stage, and what it is for under the recipe's."""
+    engine = recipe.engine
+    imported = peak_bytes("cpu")  # this process has imported what a rank does, and holds no model
+    on_gpu = 2 if engine.precision == "bf16" else 4
+    plans = [
+        [memory_of(model, batch, world, stage, bytes_each, engine.self_test) for bytes_each in (4, on_gpu)]
+        for stage in range(4)
+    ]
+    for stage, (cpu, card) in enumerate(plans):
+        print(
+            f"{'' if stage else 'memory':<11} ZeRO {stage}: {cpu.process(imported) / GIB:.2f} GiB of the first rank on a CPU; "
+            f"on a GPU {card.device / GIB:.2f} of {forecast.GPU_BYTES[gpu] / GIB:.0f}, {card.host / GIB:.2f} of the host"
+            + (" <- engine.zero_stage" if stage == engine.zero_stage else "")
+        )
+    cpu, _ = plans[engine.zero_stage]
+    parts = {"process": imported + STARTED, **cpu.peak}
+    parts["kept by the allocator"] = cpu.process(imported) - sum(parts.values())
+    told = " + ".join(f"{size / GIB:.2f} {name}" for name, size in parts.items())
+    print(f"            on a CPU, fullest in its {cpu.fullest}: {told}")
+    print("            GPUs were not measured; loader processes and batches that wait for their turn come on top")

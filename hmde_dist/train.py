@@ -230,7 +230,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
             record = {name: state[name] for name in ("step", "batch", "documents", "tokens")}
             record |= {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm}
             record |= watch_objectives(engine.module, parts, world)
-            record["peak_gib"] = round(world.maximum(peak_bytes(world.device.type)) / 2**30, 3)
+            record["peak_gib"] = peak_gib(world)
             journal.step(record | meter.read(world.total))
             journal.ranks(step, stragglers.read())
         if applied and validation_due():
@@ -263,10 +263,15 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
         # A run that was made longer has the export of its shorter self.
         shutil.rmtree(run.folder / "export", ignore_errors=True)
         export_run(run.folder, run.folder / "export")
-    journal.event("done", step=state["step"])
+    # The others wait here for the first rank, too.
+    journal.event("done", step=state["step"], peak_gib=peak_gib(world))
     journal.close()
-    world.barrier()
     return DONE
+
+
+def peak_gib(world: topology.World) -> float:
+    """The most that a rank has held so far: its process, or its GPU. A collective."""
+    return round(world.maximum(peak_bytes(world.device.type)) / 2**30, 3)
 
 
 def watch_objectives(module: TrainedModule, parts: list[Loss], world: topology.World) -> dict:

@@ -7,15 +7,24 @@ import runpy
 
 import pyarrow
 import pytest
-from launch import PROGRAMS, ROOT, environment, finish, start
+from launch import PROGRAMS, ROOT, Finished, finish, start
 from pyarrow import parquet
 
 
-def tool(name, *arguments, folder=None):
-    return finish(start([PROGRAMS / "python", ROOT / "tools" / name, *arguments], environment(), folder or ROOT))
+@pytest.fixture
+def tool(forks):
+    """`tool("x.py", arguments)` as its user runs it, but in a process that has imported everything already."""
+
+    def run(name, *arguments) -> Finished:
+        argv, program = [name, *map(str, arguments)], str(ROOT / "tools" / name)
+        code = f"import runpy, sys\nsys.argv = {argv!r}\nrunpy.run_path({program!r}, run_name='__main__')"
+        ended = forks.run(1, code)
+        return Finished(ended.codes[0], ended.output)
+
+    return run
 
 
-def test_documents_to_search_results(trained_run, documents_folder, tmp_path):
+def test_documents_to_search_results(trained_run, documents_folder, tmp_path, tool):
     test = documents_folder / "test.jsonl.gz"
     model, vectors, index = tmp_path / "model", tmp_path / "vectors", tmp_path / "index"
     for command in (
@@ -39,7 +48,7 @@ def test_documents_to_search_results(trained_run, documents_folder, tmp_path):
     assert document["title"] in results[0]
 
 
-def test_the_report_holds_every_number_that_is_printed(trained_run, small_corpus, tmp_path):
+def test_the_report_holds_every_number_that_is_printed(trained_run, small_corpus, tmp_path, tool):
     job = tool(
         *("evaluate.py", "retrieval", "--model", trained_run / "export", "--documents", small_corpus),
         *("--baselines", "--pairs", "en-ja,zh-cn-ru", "--out", tmp_path / "report.json"),
@@ -60,14 +69,14 @@ def test_the_report_holds_every_number_that_is_printed(trained_run, small_corpus
         assert all(pair["queries"] == 44 for pair in system["pairs"].values())
 
 
-def test_inspect_shows_the_shards_as_text(shards):
+def test_inspect_shows_the_shards_as_text(shards, tool):
     job = tool("inspect_shards.py", shards("wds"), "--samples", "2")
     assert job.code == 0, job.output
     assert job.output.startswith("wds, ") and "37 groups, 222 documents" in job.output
     assert job.output.count("small:") == 2
 
 
-def test_inspect_reports_what_it_prints_and_finds_a_group(shards, tmp_path):
+def test_inspect_reports_what_it_prints_and_finds_a_group(shards, tmp_path, tool):
     plot, path = tmp_path / "plots" / "shards.png", tmp_path / "report.json"
     options = ("--group", "small:owl", "--sentences", "1", "--plot", plot, "--json", path)
     job = tool("inspect_shards.py", shards("mds"), *options)
@@ -107,7 +116,7 @@ def test_pairs_are_a_matrix_or_of_many_languages_a_list(capsys):
     assert len(lines) == 22 and lines[2].split() == ["l00-l01", "12,345", "groups", "6,789,000", "tokens"]
 
 
-def test_documents_of_several_kinds_with_other_names(small_corpus, documents_folder, tmp_path):
+def test_documents_of_several_kinds_with_other_names(small_corpus, documents_folder, tmp_path, tool):
     """English as parquet that does not say so, the other languages as JSON lines."""
     records = [json.loads(line) for line in small_corpus.read_text(encoding="utf-8").splitlines()]
     for record in records:
@@ -135,7 +144,7 @@ def test_documents_of_several_kinds_with_other_names(small_corpus, documents_fol
         (b'{"id": "a", "lang": "en", "text": "caf\xe9"}', "not UTF-8"),
     ],
 )
-def test_a_bad_line_is_named_and_nothing_is_left(line, message, tokenizer_folder, tmp_path):
+def test_a_bad_line_is_named_and_nothing_is_left(line, message, tokenizer_folder, tmp_path, tool):
     documents = tmp_path / "documents.jsonl"
     documents.write_bytes(b'{"id": "a", "lang": "de", "text": "Gut."}\n' + line + b"\n")
     for command in (
@@ -152,7 +161,9 @@ def test_a_bad_line_is_named_and_nothing_is_left(line, message, tokenizer_folder
 def test_the_demo_runs_on_given_documents(small_corpus, tmp_path):
     """The whole of `make demo` but its installation, cut to a few steps."""
     small = ["data.pairs_per_batch=8", "run.steps=3", "run.checkpoint_every=0", "run.validate_every=0"]
-    job = tool("demo.py", "--documents", small_corpus, "--out", tmp_path / "demo", *small, "optimizer.warmup_steps=0")
+    small += ["optimizer.warmup_steps=0"]
+    command = [PROGRAMS / "python", ROOT / "tools" / "demo.py", "--documents", small_corpus, "--out", tmp_path / "demo"]
+    job = finish(start([*command, *small]))
     assert job.code == 0, job.output
     assert "macro average over 30 language pairs" in job.output
     assert f"tensorboard --logdir {tmp_path}/demo/run/tensorboard" in job.output

@@ -90,9 +90,9 @@ def test_plain_python_and_srun_variables_give_the_losses_of_torchrun(tmp_path, s
         (["run.resume=must"], "no complete checkpoint to resume from"),
     ],
 )
-def test_wrong_input_gets_one_line_and_exit_code_2_and_leaves_nothing(overrides, message, recipe, tmp_path):
-    job = python("hmde_dist/train.py", recipe, *overrides)
-    assert job.code == 2, job.output
+def test_wrong_input_gets_one_line_and_exit_code_2_and_leaves_nothing(overrides, message, recipe, tmp_path, forks):
+    job = forks.train(1, recipe, *overrides)
+    assert job.codes == [2], job.output
     errors = [line for line in job.output.splitlines() if "error" in line.lower()]
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
     assert not (tmp_path / "run").exists()
@@ -112,11 +112,11 @@ def test_a_missing_shard_and_a_world_that_does_not_divide_the_batch_are_named(tm
     assert not (tmp_path / "run").exists()
 
 
-def test_print_config_and_plan_start_nothing(recipe, tmp_path):
-    shown = python("hmde_dist/train.py", recipe, "--print-config", "run.steps=7")
-    assert shown.code == 0 and "steps: 7" in shown.output
-    plan = python("hmde_dist/train.py", recipe, "--plan")
-    assert plan.code == 0 and "8 pairs, 16 documents" in plan.output
+def test_print_config_and_plan_start_nothing(recipe, tmp_path, forks):
+    shown = forks.train(1, recipe, "--print-config", "run.steps=7")
+    assert shown.codes == [0] and "steps: 7" in shown.output
+    plan = forks.train(1, recipe, "--plan")
+    assert plan.codes == [0] and "8 pairs, 16 documents" in plan.output
     assert not (tmp_path / "run").exists()
 
 
@@ -132,22 +132,22 @@ def stop_in_the_middle(recipe, folder, steps=40):
     assert 3 <= len(journal(folder)) < steps
 
 
-def test_a_run_goes_on_with_other_ranks_and_workers_and_meets_the_same_documents(tmp_path, shards):
+def test_a_run_goes_on_with_other_ranks_and_workers_and_meets_the_same_documents(tmp_path, shards, forks):
     run = {"steps": 40, "log_every": 1}
     recipe = write_recipe(
         tmp_path / "recipe.yaml", shards("mds"), run=run, engine={"zero_stage": 0}, optimizer={"learning_rate": 1e-4}
     )
-    whole = train(2, recipe, f"run.folder={tmp_path}/whole", "data.workers=0")
-    assert whole.code == 0, whole.output
+    whole = forks.train(2, recipe, f"run.folder={tmp_path}/whole", "data.workers=0")
+    assert whole.codes == [0, 0], whole.output
     stop_in_the_middle(recipe, tmp_path / "parts")
-    resumed = train(1, recipe, f"run.folder={tmp_path}/parts", "run.resume=must", "data.workers=2")
-    assert resumed.code == 0, resumed.output
+    resumed = forks.train(1, recipe, f"run.folder={tmp_path}/parts", "run.resume=must", "data.workers=2")
+    assert resumed.codes == [0], resumed.output
     for one, other in zip(journal(tmp_path / "whole"), journal(tmp_path / "parts"), strict=True):
         assert (one["step"], one["documents"], one["tokens"]) == (other["step"], other["documents"], other["tokens"])
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
-def test_a_run_that_was_stopped_goes_on_with_the_same_losses(tmp_path, shards):
+def test_a_run_that_was_stopped_goes_on_with_the_same_losses(tmp_path, shards, forks):
     """Under a launcher, dropout on, loader workers: after SIGTERM to one rank the joined run equals the uninterrupted one."""
     settings = {"model": {"upper": {"layers": 1, "heads": 2, "intermediate": 64, "dropout": 0.3}}}
     lower = write_recipe(tmp_path / "base.yaml", shards("mds"))
@@ -163,8 +163,8 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_losses(tmp_path, shards):
             }
         )
     )
-    whole = train(2, recipe, f"run.folder={tmp_path}/whole")
-    assert whole.code == 0, whole.output
+    whole = forks.train(2, recipe, f"run.folder={tmp_path}/whole")
+    assert whole.codes == [0, 0], whole.output
     stop_in_the_middle(recipe, tmp_path / "parts")
     resumed = train(2, recipe, f"run.folder={tmp_path}/parts", "run.resume=must")
     assert resumed.code == 0, resumed.output
@@ -189,7 +189,7 @@ def test_a_signal_to_the_whole_process_group_saves_too(tmp_path, shards):
     assert list((tmp_path / "run" / "checkpoints").glob("step-*.json"))
 
 
-def test_a_sample_that_one_rank_cannot_read_ends_all_with_its_message(tmp_path, shards):
+def test_a_sample_that_one_rank_cannot_read_ends_all_with_its_message(tmp_path, shards, forks):
     folder = tmp_path / "shards"
     shutil.copytree(shards("wds"), folder)
     for tar in folder.glob("*.tar"):
@@ -197,9 +197,9 @@ def test_a_sample_that_one_rank_cannot_read_ends_all_with_its_message(tmp_path, 
         for place in range(4000, len(data), 4000):
             data[place] ^= 1
         tar.write_bytes(data)
-    job = train(2, write_recipe(tmp_path / "recipe.yaml", folder), "run.steps=50")
+    job = forks.train(2, write_recipe(tmp_path / "recipe.yaml", folder), "run.steps=50")
     assert "is damaged (checksum does not fit)" in job.output
-    assert "exitcode  : 2" in job.output and "InputError" not in job.output
+    assert 2 in job.codes and 0 not in job.codes and "InputError" not in job.output
 
 
 @pytest.mark.parametrize(
@@ -209,22 +209,22 @@ def test_a_sample_that_one_rank_cannot_read_ends_all_with_its_message(tmp_path, 
         (["engine.precision=bf16"], "engine.precision was fp32, now bf16"),
     ],
 )
-def test_a_run_does_not_go_on_with_other_settings(change, message, trained_run):
+def test_a_run_does_not_go_on_with_other_settings(change, message, trained_run, forks):
     before = sorted(path.name for path in (trained_run / "checkpoints").iterdir())
-    job = train(2, trained_run / "config.yaml", "run.steps=9", *change)
-    assert message in job.output and "exitcode  : 2" in job.output
+    job = forks.train(2, trained_run / "config.yaml", "run.steps=9", *change)
+    assert message in job.output and 2 in job.codes and 0 not in job.codes
     assert sorted(path.name for path in (trained_run / "checkpoints").iterdir()) == before
 
 
 def test_validation_shards_of_another_sentence_length_are_refused_at_the_start(
-    tmp_path, shards, tokenizer, documents_folder
+    tmp_path, shards, tokenizer, documents_folder, forks
 ):
     from hmde_dist.corpus.shard_build import build_shards
 
     build_shards([documents_folder / "test.jsonl.gz"], tokenizer, 12, tmp_path / "other", "wds")
     recipe = write_recipe(tmp_path / "recipe.yaml", shards("wds"), data={"validation": str(tmp_path / "other")})
-    job = python("hmde_dist/train.py", recipe)
-    assert job.code == 2 and "differ in sentence_tokens" in job.output
+    job = forks.train(1, recipe)
+    assert job.codes == [2] and "differ in sentence_tokens" in job.output
 
 
 def ranks_of(launcher: int) -> list[int]:
@@ -234,14 +234,14 @@ def ranks_of(launcher: int) -> list[int]:
     return [int(pid) for pid in children if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
-def test_paper_negatives_one_language_pair_and_two_sources_train_together(tmp_path, shards):
+def test_paper_negatives_one_language_pair_and_two_sources_train_together(tmp_path, shards, forks):
     sources = [{"shards": str(shards("mds")), "weight": {0: 1.0, 4: 0.5}}, {"shards": str(shards("wds"))}]
     recipe = write_recipe(tmp_path / "recipe.yaml", shards("mds"), data={"shards": sources})
     settings = ("data.hard_negatives=paper", "data.batch_languages=one_pair", "data.window=random", "run.steps=4")
-    job = python("hmde_dist/train.py", recipe, *settings)
-    assert job.code == 0, job.output
+    job = forks.train(1, recipe, *settings, "engine.self_test=true")
+    assert job.codes == [0], job.output
     records = journal(tmp_path / "run")
     # 8 pairs, two explicit negatives for each; the other pairs and one negative of each are an anchor's negatives.
     assert records[-1]["documents"] == 4 * 32 and records[-1]["negatives_per_anchor"] == 15
-    plan = python("hmde_dist/train.py", recipe, *settings, "--plan")
+    plan = forks.train(1, recipe, *settings, "--plan")
     assert "8 pairs, 32 documents" in plan.output and "of one of 15 language pairs" in plan.output

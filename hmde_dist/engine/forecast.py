@@ -1,7 +1,6 @@
-"""What a training would need before it is started: memory of a rank, FLOPs, communication, time of a step, checkpoints.
+"""What a training would need before it is started: FLOPs, communication, time of a step, checkpoints (memory: `engine.memory`).
 
-Pure functions of numbers; nothing is built or measured here. What they leave out they say. Training keeps fp32
-weights, fp32 gradients and two fp32 states of AdamW: 16 bytes a parameter; DeepSpeed's flat copies and buffers come on top.
+Pure functions of numbers; nothing is built or measured here. What they leave out they say.
 
 Legend: bytes are whole numbers, times seconds, bandwidths bytes a second.
 """
@@ -9,8 +8,8 @@ Legend: bytes are whole numbers, times seconds, bandwidths bytes a second.
 import math
 from dataclasses import dataclass
 
+from hmde_dist.engine.deepspeed_engine import TrainedModule
 from hmde_dist.engine.meter import PEAK_FLOPS, matrix_weights
-from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.stream.mixture import Mixture
 
 FP32 = 4
@@ -29,12 +28,14 @@ class Model:
     Attributes:
         parameters: all of them.
         trained: those that are trained.
+        largest: of the trained tensors.
         lower_weights, upper_weights: weights of the matrices that a token, or a sentence, is multiplied with.
-        width, layers, intermediate: of the sentence encoder.
+        width, layers, intermediate: of the sentence encoder; no layers where it is frozen.
     """
 
     parameters: int
     trained: int
+    largest: int
     lower_weights: int
     upper_weights: int
     width: int
@@ -56,59 +57,22 @@ class Batch:
         return self.chunk_tokens is not None and self.chunk_tokens < self.tokens / world
 
 
-def ideal_states(parameters: int, world: int, zero_stage: int) -> int:
-    """Model states of a rank, in bytes (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section 3 and figure 1).
-
-    What a stage partitions is divided by the world: 1 the optimizer's states, 2 the gradients, 3 the weights.
-    """
-    share = math.ceil(parameters / world)
-    weights, gradients, moments = (share if zero_stage >= stage else parameters for stage in (3, 2, 1))
-    return FP32 * (weights + gradients + 2 * moments)
-
-
-def state_bytes(model: Model, world: int, zero_stage: int) -> int:
-    """Model states of a rank, in bytes: of all that is trained, and the weights of what is frozen. A lower bound.
-
-    DeepSpeed's flat copies and buffers come on top. Measured on a CPU (two ranks, 23 million parameters, the process's peak with a
-    chunk of 300 tokens, less that of a tiny model): 28, 30, 30 and 47 bytes a parameter under ZeRO 0 to 3.
-    """
-    trained, frozen = model.trained, model.parameters - model.trained
-    return ideal_states(trained, world, zero_stage) + FP32 * (frozen // world if zero_stage == 3 else frozen)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of a rank at the peak of a step."""
-
-    states: int
-    activations: int
-    vectors: int
-
-
-def memory(model: Model, batch: Batch, world: int, zero_stage: int, bytes_each: int = 2) -> Memory:
-    """What a rank needs, by what it is for."""
-    return Memory(
-        state_bytes(model, world, zero_stage),
-        activation_bytes(model, batch, world, bytes_each),
-        vector_bytes(model, batch, world),
-    )
-
-
-def model_of(encoder: HMDEModel, frozen: bool) -> Model:
-    """The sizes of an encoder, which may be on the meta device."""
-    numbers = [sum(p.numel() for p in part.parameters()) for part in (encoder.lower, encoder.upper)]
+def model_of(module: TrainedModule) -> Model:
+    """The sizes of what is trained, which may be on the meta device."""
+    encoder = module.encoder
+    trained = [p for p in module.parameters() if p.requires_grad]
+    frozen = not any(p.requires_grad for p in encoder.lower.parameters())
     matrices = [matrix_weights(part) for part in (encoder.lower, encoder.upper)]
     settings = encoder.lower.config
-    trained = numbers[1] if frozen else sum(numbers)
-    lower = 0 if frozen else matrices[0]
     return Model(
-        sum(numbers),
-        trained,
-        lower,
-        matrices[1],
-        settings.hidden_size,
-        settings.num_hidden_layers,
-        settings.intermediate_size,
+        parameters=sum(p.numel() for p in module.parameters()),
+        trained=sum(p.numel() for p in trained),
+        largest=max((p.numel() for p in trained), default=0),
+        lower_weights=0 if frozen else matrices[0],
+        upper_weights=matrices[1],
+        width=settings.hidden_size,
+        layers=0 if frozen else settings.num_hidden_layers,
+        intermediate=settings.intermediate_size,
     )
 
 
@@ -117,22 +81,6 @@ def batch_of(mixture: Mixture, documents: int, chunk_tokens: int | None) -> Batc
     settings = mixture.settings
     kept, tokens = mixture.indexes[0].encoded(settings.windows, settings.sentences)
     return Batch(documents, round(documents * (kept.mean() + 1)), round(documents * tokens.mean()), chunk_tokens)
-
-
-def activation_bytes(model: Model, batch: Batch, world: int, bytes_each: int = 2) -> int:
-    """What the backward pass of one chunk through the sentence encoder needs, in bytes.
-
-    A layer keeps 34 bytes a token and width at two bytes a number (Korthikanti et al. 2022, arXiv 2205.05198, section 4.1):
-    18 and, for each width of the feed-forward, 4. The term of the attention scores is left out, because kernels
-    compute them in tiles. Left out, too: the document encoder, whose stream is shorter by the tokens of a sentence.
-    """
-    tokens = batch.chunk_tokens if batch.cached(world) else math.ceil(batch.tokens / world)
-    return round(tokens * model.layers * (18 * model.width + 4 * model.intermediate) * bytes_each / 2)
-
-
-def vector_bytes(model: Model, batch: Batch, world: int) -> int:
-    """Document vectors in fp32: those of the rank with their gradient, and the columns of all ranks with theirs."""
-    return FP32 * model.width * (2 * math.ceil(batch.documents / world) + 2 * batch.documents)
 
 
 def step_flops(model: Model, batch: Batch) -> float:

@@ -7,6 +7,7 @@ repeats the whole step on a plain copy of the model, chunk by chunk with the sam
 Refuses to train when they differ. Nothing of it stays: the gradients are dropped like those of a skipped step.
 """
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -60,6 +61,8 @@ def self_test(engine, recipe: Recipe, world: World) -> dict[str, float]:
             if name.endswith("log_scale_change"):
                 scale = float(found), float(expected)
     discard_gradients(engine)
+    del copy, reference
+    gc.collect()  # the copy has cycles, and would stay for long
     if world.agree(world.is_first and not sums[2]):
         raise RunError(
             "self-test: the gradient of made-up documents is zero: with these settings the objectives have nothing to learn from"

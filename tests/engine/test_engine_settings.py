@@ -47,7 +47,7 @@ def test_checkpointed_layers_run_twice_with_the_same_gradients_and_dropout(tmp_p
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-def test_activation_checkpointing_trains_as_without(tmp_path, shards):
+def test_activation_checkpointing_trains_as_without(tmp_path, shards, forks):
     recipe = write_recipe(tmp_path / "recipe.yaml", shards("wds"))
     losses = []
     for setting in ("false", "true"):
@@ -56,23 +56,23 @@ def test_activation_checkpointing_trains_as_without(tmp_path, shards):
             f"run.folder={tmp_path}/{setting}",
             "engine.zero_stage=2",
         )
-        job = finish(start([PROGRAMS / "python", "hmde_dist/train.py", recipe, *arguments]))
-        assert job.code == 0, job.output
+        job = forks.train(1, recipe, *arguments)
+        assert job.codes == [0], job.output
         losses.append([record["loss"] for record in journal(tmp_path / setting)])
     assert losses[0] == losses[1]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_compiled_layers_train_as_without(tmp_path, shards):
+def test_compiled_layers_train_as_without(tmp_path, shards, forks):
     # An epsilon far above rounding, which Adam would turn into full steps.
     optimizer = {"learning_rate": 0.01, "epsilon": 1e-3, "schedule": "constant"}
     recipe = write_recipe(tmp_path / "recipe.yaml", shards("wds"), optimizer=optimizer)
     env = environment(TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "inductor"), TORCH_LOGS="recompiles")
-    plain = finish(start([PROGRAMS / "python", "hmde_dist/train.py", recipe, f"run.folder={tmp_path}/plain"]))
-    assert plain.code == 0, plain.output
+    plain = forks.train(1, recipe, f"run.folder={tmp_path}/plain")
+    assert plain.codes == [0], plain.output
     arguments = ("engine.compile=true", f"run.folder={tmp_path}/compiled", "run.steps=6")
-    refused = finish(start([PROGRAMS / "python", "hmde_dist/train.py", recipe, *arguments], env))
-    assert refused.code == 2 and "TORCHDYNAMO_DISABLE=1 is set" in refused.output
+    refused = forks.train(1, recipe, *arguments)
+    assert refused.codes == [2] and "TORCHDYNAMO_DISABLE=1 is set" in refused.output
     del env["TORCHDYNAMO_DISABLE"]
     compiled = finish(start([PROGRAMS / "python", "hmde_dist/train.py", recipe, *arguments], env), 400)
     assert compiled.code == 0, compiled.output

@@ -5,22 +5,20 @@ import pytest
 from hmde_dist.engine.forecast import (
     Batch,
     Model,
-    activation_bytes,
     checkpoint_bytes,
     communicated_bytes,
     executed_flops,
-    ideal_states,
     mfu,
     model_of,
     step_flops,
     step_time,
-    vector_bytes,
 )
 
 # XLM-R base below two layers of 2,048: 278 million parameters, 192 of them in an embedding table.
 MODEL = Model(
     parameters=290_000_000,
     trained=290_000_000,
+    largest=192_000_000,
     lower_weights=85_000_000,
     upper_weights=11_000_000,
     width=768,
@@ -28,24 +26,6 @@ MODEL = Model(
     intermediate=3072,
 )
 BATCH = Batch(documents=8192, sentences=8192 * 17, tokens=8192 * 16 * 24)
-
-
-@pytest.mark.parametrize(("stage", "bytes_each"), [(0, 16), (1, 8 + 8 / 64), (2, 4 + 12 / 64), (3, 16 / 64)])
-def test_zero_divides_what_its_stage_partitions(stage, bytes_each):
-    assert ideal_states(64_000_000, 64, stage) == bytes_each * 64_000_000
-    assert ideal_states(64_000_000, 1, stage) == 16 * 64_000_000
-    # The paper's figure 1 has 16 bytes a parameter, too: 7.5 billion parameters, 120 GB, and 1.9 GB on 64 GPUs at stage 3.
-    assert ideal_states(7_500_000_000, 64, 3) / 1e9 == pytest.approx(1.9, abs=0.05)
-
-
-def test_activations_are_those_of_one_chunk():
-    chunked = Batch(BATCH.documents, BATCH.sentences, BATCH.tokens, chunk_tokens=16_384)
-    assert chunked.cached(8) and not chunked.cached(1024) and not BATCH.cached(1)
-    assert activation_bytes(MODEL, chunked, 8) == 16_384 * 12 * 34 * 768
-    assert activation_bytes(MODEL, chunked, 8) == activation_bytes(MODEL, chunked, 16)
-    assert activation_bytes(MODEL, chunked, 1024) == activation_bytes(MODEL, BATCH, 1024) == 3072 * 12 * 34 * 768
-    assert activation_bytes(MODEL, BATCH, 8, bytes_each=4) == 2 * activation_bytes(MODEL, BATCH, 8)
-    assert vector_bytes(MODEL, BATCH, 8) == 4 * 768 * (2 * 1024 + 2 * 8192)
 
 
 def test_the_gradient_cache_costs_a_forward_pass():
@@ -58,6 +38,7 @@ def test_the_gradient_cache_costs_a_forward_pass():
 def test_flops_are_those_that_the_meter_counts(shards, tmp_path):
     from launch import write_recipe
 
+    from hmde_dist.engine.deepspeed_engine import TrainedModule
     from hmde_dist.engine.meter import model_flops
     from hmde_dist.model.export import build_model
     from hmde_dist.preflight import open_mixture
@@ -69,10 +50,15 @@ def test_flops_are_those_that_the_meter_counts(shards, tmp_path):
     encoder = build_model(recipe.model, mixture.indexes[0], 6, 20.0, 0)
     batch = RankBatches(mixture, 0, 1, False, None)[0]
     (chunk,) = batch.chunks
-    model = model_of(encoder, frozen=False)
-    assert model.parameters == model.trained == sum(p.numel() for p in encoder.parameters())
+    module = TrainedModule(encoder, recipe)
+    model = model_of(module)
+    assert model.parameters == model.trained == sum(p.numel() for p in module.parameters())
     documents = Batch(batch.documents, len(chunk.upper_rows), batch.tokens)
     assert step_flops(model, documents) == model_flops(encoder, batch) > 0
+    encoder.lower.requires_grad_(False)
+    upper = sum(p.numel() for p in encoder.upper.parameters())
+    assert model_of(module).trained - upper == model.parameters - sum(p.numel() for p in encoder.parameters())
+    assert step_flops(model_of(module), documents) == 6 * model.upper_weights * documents.sentences
 
 
 def test_a_rank_alone_sends_nothing_and_stage_3_half_as_much_again():

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 import torch
-from launch import environment, finish, journal, start, torchrun, train, write_recipe
+from launch import journal, write_recipe
 from safetensors.torch import load_file
 
 from hmde_dist.model.configuration_hmde import HMDEConfig
@@ -17,12 +17,16 @@ SETTINGS = {
 }
 
 
+def train(forks, ranks, recipe, *settings):
+    job = forks.train(ranks, recipe, "engine.self_test=true", *settings)
+    assert job.codes == [0] * ranks, job.output
+
+
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory, shards):
+def one_process(tmp_path_factory, shards, forks):
     folder = tmp_path_factory.mktemp("one")
     recipe = write_recipe(folder / "recipe.yaml", shards("wds"), **SETTINGS)
-    job = train(1, recipe, "engine.zero_stage=0")
-    assert job.code == 0, job.output
+    train(forks, 1, recipe, "engine.zero_stage=0")
     return folder / "run"
 
 
@@ -44,10 +48,9 @@ def relative_error(found, expected):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_reach_the_weights_of_one_process_with_the_whole_batch(stage, tmp_path, shards, one_process):
+def test_two_ranks_reach_the_weights_of_one_process_with_the_whole_batch(stage, tmp_path, shards, one_process, forks):
     recipe = write_recipe(tmp_path / "recipe.yaml", shards("wds"), **SETTINGS)
-    job = train(2, recipe, *zero(stage))
-    assert job.code == 0, job.output
+    train(forks, 2, recipe, *zero(stage))
     (expected, expected_update), (found, found_update) = weights(one_process), weights(tmp_path / "run")
     assert relative_error(found, expected) < 1e-6
     assert relative_error(found_update, expected_update) < 5e-5
@@ -60,12 +63,12 @@ def test_two_ranks_reach_the_weights_of_one_process_with_the_whole_batch(stage, 
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (1, 2), (2, 0), (2, 1), (2, 2), (2, 3), (4, 2), (4, 3)])
-def test_a_batch_in_chunks_moves_the_weights_as_the_whole_batch_does(ranks, stage, tmp_path, shards, one_process):
+def test_a_batch_in_chunks_moves_the_weights_as_the_whole_batch_does(
+    ranks, stage, tmp_path, shards, one_process, forks
+):
     """The gradient cache, with ragged chunks; a trained scale counts once and not once for each chunk."""
     recipe = write_recipe(tmp_path / "recipe.yaml", shards("wds"), **SETTINGS)
-    chunks = "engine.chunk_tokens=200"
-    job = train(ranks, recipe, *zero(stage), chunks)
-    assert job.code == 0, job.output
+    train(forks, ranks, recipe, *zero(stage), "engine.chunk_tokens=200")
     (expected, expected_update), (found, found_update) = weights(one_process), weights(tmp_path / "run")
     assert relative_error(found, expected) < 1e-6
     assert relative_error(found_update, expected_update) < 5e-5
@@ -75,16 +78,13 @@ def test_a_batch_in_chunks_moves_the_weights_as_the_whole_batch_does(ranks, stag
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
-def test_dropout_is_the_same_both_times_a_chunk_is_encoded(tmp_path, shards):
+def test_dropout_is_the_same_both_times_a_chunk_is_encoded(shards, forks):
     """With dropout the gradient is only right if both passes drop the same: else the cached vectors are others."""
-    script = tmp_path / "replay.py"
-    script.write_text(textwrap.dedent(REPLAY), encoding="utf-8")
-    job = finish(start(torchrun(1, script, shards("wds")), environment()))
-    assert job.code == 0, job.output
+    job = forks.run(1, textwrap.dedent(REPLAY).replace("SHARDS", repr(str(shards("wds")))))
+    assert job.codes == [0], job.output
 
 
 REPLAY = """
-    import sys
     import torch
     from hmde_dist.engine.gradient_cache import forward_backward
     from hmde_dist.stream.index import ShardIndex
@@ -92,7 +92,7 @@ REPLAY = """
     from hmde_dist.stream.mixture import Mixture, Source
     from hmde_dist.stream.plan import PlanSettings
 
-    mixture = Mixture([Source(ShardIndex.open(sys.argv[1]))], PlanSettings(8, 0.5, 4, 0.3, 6, "first", 0))
+    mixture = Mixture([Source(ShardIndex.open(SHARDS))], PlanSettings(8, 0.5, 4, 0.3, 6, "first", 0))
     batch = RankBatches(mixture, 0, 1, chunk_tokens=300)[0]
     assert len(batch.chunks) > 2
     seen = {}
@@ -125,9 +125,8 @@ REPLAY = """
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_bf16_follows_fp32(stage, tmp_path, shards, one_process):
+def test_bf16_follows_fp32(stage, tmp_path, shards, one_process, forks):
     recipe = write_recipe(tmp_path / "recipe.yaml", shards("wds"), **SETTINGS)
-    job = train(2, recipe, f"engine.zero_stage={stage}", "engine.precision=bf16")
-    assert job.code == 0, job.output
+    train(forks, 2, recipe, f"engine.zero_stage={stage}", "engine.precision=bf16")
     for one, two in zip(journal(one_process), journal(tmp_path / "run"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=0.05)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SENTENCE_TOKENS
-from launch import PROGRAMS, ROOT, environment, finish, journal, start, torchrun, write_documents, write_recipe
+from launch import ROOT, environment, finish, journal, start, torchrun, write_documents, write_recipe
 
 from hmde_dist.corpus.documents import Document
 from hmde_dist.corpus.readers import read_documents
@@ -117,12 +117,12 @@ def test_a_reader_adds_an_objective_by_the_recipe_of_the_docs(tmp_path, shards):
     assert first["event"] == "self_test" and abs(first["norm_ratio"] - 1) < 1e-3
 
 
-def test_an_unknown_objective_and_an_unknown_setting_of_one_are_named(tmp_path, shards):
+def test_an_unknown_objective_and_an_unknown_setting_of_one_are_named(tmp_path, shards, forks):
     recipe = write_recipe(tmp_path / "recipe.yaml", shards("mds"))
 
     def refusal(override):
-        job = finish(start([PROGRAMS / "python", "hmde_dist/train.py", recipe, override, "--print-config"]))
-        assert job.code == 2
+        job = forks.train(1, recipe, override, "--print-config")
+        assert job.codes == [2]
         return job.output
 
     assert "no objective 'contrast'; there are document_contrast, masked_sentence" in refusal(

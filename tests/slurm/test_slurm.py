@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cluster import Cluster, missing
-from launch import PROGRAMS, ROOT, finish, journal, start, torchrun, write_recipe
+from launch import PROGRAMS, ROOT, finish, journal, start, write_recipe
 
 from hmde_dist.stream.index import ShardIndex
 
@@ -35,21 +35,21 @@ def recipe(tmp_path, shards) -> Path:
         tmp_path / "recipe.yaml",
         shards("mds"),
         model={"upper": {"layers": 1, "heads": 2, "intermediate": 64, "dropout": 0.3}},
-        engine={"zero_stage": 1},
+        engine={"zero_stage": 1, "self_test": False},
         run={"folder": str(tmp_path / "run"), "steps": STEPS, "log_every": 1, "checkpoint_every": 4},
     )
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory) -> Callable[[Path, int], list[tuple]]:
-    """`uninterrupted(recipe, ranks)`: the facts of every step of a run that torchrun started and nothing stopped."""
+def uninterrupted(tmp_path_factory, forks) -> Callable[[Path, int], list[tuple]]:
+    """`uninterrupted(recipe, ranks)`: the facts of every step of a run outside of Slurm that nothing stopped."""
     made: dict[int, list[tuple]] = {}
 
     def run(recipe: Path, ranks: int) -> list[tuple]:
         if ranks not in made:
             folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-            job = finish(start(torchrun(ranks, "hmde_dist/train.py", recipe, f"run.folder={folder}")), 400)
-            assert job.code == 0, job.output
+            job = forks.wait(forks.start(ranks, recipe, f"run.folder={folder}"), 400)
+            assert job.codes == [0] * ranks, job.output
             made[ranks] = facts(folder)
             assert [step for step, *_ in made[ranks]] == list(range(1, STEPS + 1))
         return made[ranks]
