@@ -205,9 +205,9 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
         if applied:
             rate = set_learning_rate(engine, recipe, state["step"])
             engine.step()
-            for part in parts:
-                if part.commit:
-                    part.commit()
+            for one in parts:
+                if one.commit:
+                    one.commit()
             state["step"] += 1
             state["documents"] += batch.documents * world.size
             state["tokens"] += int(tokens)

@@ -19,14 +19,12 @@ from pathlib import Path
 import pytest
 from forks import Forks
 from hypothesis import settings
-from launch import environment, write_recipe
+from launch import SENTENCE_TOKENS, environment, write_recipe
 
 from hmde_dist.corpus import shard_build
 from hmde_dist.corpus.documents import write_splits
 from hmde_dist.corpus.readers import read_documents
 from hmde_dist.corpus.tokenizer import load_tokenizer, train_tokenizer
-
-SENTENCE_TOKENS = 24
 
 # Derandomized: the suite passes or fails alike for everyone.
 settings.register_profile("suite", max_examples=50, deadline=None, derandomize=True)

@@ -13,6 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = Path(sys.executable).parent
+SENTENCE_TOKENS = 24  # of the shards of fixtures
 
 
 @dataclass

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import SENTENCE_TOKENS
-from launch import ROOT, environment, finish, journal, start, torchrun, write_documents, write_recipe
+from launch import ROOT, SENTENCE_TOKENS, environment, finish, journal, start, torchrun, write_documents, write_recipe
 
 from hmde_dist.corpus.documents import Document
 from hmde_dist.corpus.readers import read_documents
@@ -125,7 +124,7 @@ def test_an_unknown_objective_and_an_unknown_setting_of_one_are_named(tmp_path, 
         assert job.codes == [2]
         return job.output
 
-    assert "no objective 'contrast'; there are document_contrast, masked_sentence" in refusal(
+    assert "no objective 'contrast'; there are context_prediction, contextual_sentence, " in refusal(
         "objectives=[{name: contrast}]"
     )
     message = textwrap.dedent("objectives.0.trainable_scal: no such setting; did you mean trainable_scale?")
