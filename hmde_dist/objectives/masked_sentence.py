@@ -77,9 +77,11 @@ class Objective(objective.Objective):
             "query_document": facts.numbers[documents],
             "query_place": places,
             "query_language": facts.languages[documents],
+            "query_group": facts.groups[documents],
             "key_document": facts.numbers[owner],
             "key_place": np.arange(len(owner)) - first[owner],
             "key_language": facts.languages[owner],
+            "key_group": facts.groups[owner],
         }
         return {"queries": queries, "keys": keys} | {
             name: torch.from_numpy(fact.astype(np.int64)).to(device) for name, fact in known.items()
@@ -110,9 +112,13 @@ class Objective(objective.Objective):
         offset = ranks.rank * (1 << 32)  # documents of different ranks are different
         key_facts = [
             gather_ragged(fact, ranks, -1)
-            for fact in (rows["key_document"] + offset, rows["key_place"], rows["key_language"])
+            for fact in (
+                rows["key_document"] + offset,
+                *(rows[f"key_{name}"] for name in ("place", "language", "group")),
+            )
         ]
-        queries = [rows["queries"], rows["query_document"] + offset, rows["query_place"], rows["query_language"]]
+        facts = (rows[f"query_{name}"] for name in ("place", "language", "group"))
+        queries = [rows["queries"], rows["query_document"] + offset, *facts]
         total, plain, right = sums_over_rows(masked_sentence_losses, queries, keys, key_facts, settings)
         count = whole_count(len(rows["queries"]), ranks, keys.device)
         # The loss with bias 0 is comparable between settings.
@@ -139,6 +145,7 @@ def masked_sentence_losses(
     documents: Tensor,
     places: Tensor,
     languages: Tensor,
+    groups: Tensor,
     keys: Tensor,
     key_facts: list[Tensor],
     settings: Settings,
@@ -147,14 +154,15 @@ def masked_sentence_losses(
 
     Args:
         queries: [m, W]; keys: [N, W], unit vectors, exactly one of them the query's own.
-        documents, places, languages: of each query; key_facts: the same of each key.
+        documents, places, languages, groups: of each query; key_facts: the same of each key.
     """
     scores = queries @ keys.T / settings.temperature
-    of_document, of_place, of_language = key_facts
+    of_document, of_place, of_language, of_group = key_facts
     same = documents[:, None] == of_document
     own = same & (places[:, None] == of_place)
     inside = same & ~own
-    outside = (languages[:, None] == of_language) & ~same
+    # The same document may be there twice (`data.pairs_per_group`): what equals the right answer is no wrong one.
+    outside = (languages[:, None] == of_language) & (groups[:, None] != of_group)
     means = [(scores.detach() * part).sum(1) / part.sum(1).clamp_min(1) for part in (inside, outside)]
     # Without a negative outside there is no level to pull to.
     bias = settings.bias * torch.where(outside.any(1), means[0] - means[1], 0.0)

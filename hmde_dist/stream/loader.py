@@ -88,7 +88,7 @@ class RankBatches(Dataset):
         names = sorted({name for index in mixture.indexes for name in index.languages})
         self.languages = [np.array([names.index(n) for n in index.languages], np.int64) for index in mixture.indexes]
         self.negatives = [CategoryNegatives(i, seed) for i in mixture.indexes] if hard_negatives else None
-        self.remote = any(index.store is not None and index.store.url for index in mixture.indexes)
+        self.remote = any(index.is_remote for index in mixture.indexes)
         self._prefetched = -1  # the last step whose shards this process has asked for
 
     def __getitem__(self, step: int) -> RankBatch | InputError:

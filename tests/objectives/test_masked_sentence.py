@@ -15,10 +15,11 @@ from hmde_dist.stream.batch import Segments
 DOCUMENT = [0] * 4 + [1] * 3 + [2] * 5
 PLACE = [*range(4), *range(3), *range(5)]
 LANGUAGE = [7] * 7 + [8] * 5
+GROUP = [document + 50 for document in DOCUMENT]
 
 
 def facts_of(rows):
-    return [torch.tensor([column[row] for row in rows]) for column in (DOCUMENT, PLACE, LANGUAGE)]
+    return [torch.tensor([column[row] for row in rows]) for column in (DOCUMENT, PLACE, LANGUAGE, GROUP)]
 
 
 def by_hand(q, k, row, bias, temperature, with_bias=True):
@@ -65,6 +66,18 @@ def test_padded_keys_change_nothing_and_the_bias_has_no_gradient():
     slopes = biased.softmax(0)
     slopes[0] -= 1
     torch.testing.assert_close(gradient[0], slopes @ k[:7] / 0.1)
+
+
+def test_a_document_that_is_there_twice_is_no_wrong_answer_to_itself():
+    torch.manual_seed(0)
+    q, k = (torch.nn.functional.normalize(torch.randn(12, 6, dtype=torch.float64), dim=1) for _ in range(2))
+    settings = Settings(name="masked_sentence")
+    twice = facts_of(range(12))
+    twice[3][4:7] = twice[3][0]  # the second document is the first one again
+    losses, *_ = masked_sentence_losses(q[:4], *(fact[:4] for fact in twice), k, twice, settings)
+    alone = [fact[:4] for fact in twice]
+    without, *_ = masked_sentence_losses(q[:4], *alone, k[:4], alone, settings)
+    torch.testing.assert_close(losses, without)
 
 
 def test_the_document_encoder_does_not_see_the_sentence_it_predicts():
