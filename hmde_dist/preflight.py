@@ -20,9 +20,12 @@ from hmde_dist.recipe import Recipe
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.mixture import LanguagePairs, Mixture, Source
 from hmde_dist.stream.plan import PlanSettings
+from hmde_dist.stream.reader import GroupReader
 from hmde_dist.stream.sliding_windows import SlidingWindows
+from hmde_dist.stream.teacher import Teacher
 
 GIB = 2**30
+TRIED_GROUPS = 16  # of each source, of which a teacher must know a document
 
 
 def check_world(recipe: Recipe, size: int) -> None:
@@ -77,6 +80,30 @@ def check_validation(validation: ShardIndex, training: ShardIndex) -> None:
     check_alike(validation, training)
     if not (np.diff(validation.columns["group_documents"].astype(np.int64)) > 1).any():
         raise InputError(f"{validation.folder}: no group has two languages, so there is nothing to retrieve")
+
+
+def open_teacher(recipe: Recipe, mixture: Mixture) -> Teacher | None:
+    """The teacher of a recipe that has one; refuses one of another width, or that does not know the data."""
+    if recipe.data.teacher is None:
+        return None
+    teacher = Teacher(recipe.data.teacher)
+    for number, one in enumerate(recipe.objectives):
+        if one.needs_teacher and one.width != teacher.width:
+            raise InputError(
+                f"objectives.{number}.width={one.width}: the vectors in {recipe.data.teacher} have {teacher.width} components"
+            )
+    tried = 0
+    for index in mixture.indexes:
+        reader = GroupReader(index)
+        for sample in map(reader.__getitem__, range(min(index.groups, TRIED_GROUPS))):
+            ids = [sample.id] * len(sample.languages)
+            if not np.isnan(teacher.vectors(ids, sample.languages)).all():
+                return teacher
+            tried += len(ids)
+    raise InputError(
+        f"data.teacher={recipe.data.teacher}: no vector of any of {tried} documents of the shards that were looked up; encode the "
+        "documents that the shards were built from"
+    )
 
 
 def check_writable(folder: Path) -> None:

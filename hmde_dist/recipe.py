@@ -71,6 +71,9 @@ class DataSection(Section):
         Discriminator(lambda value: "one" if isinstance(value, str) else "several"),
     ] = Field(description="folder or URL of training shards (tools/build_shards.py), or several sources with weights")
     validation: str | None = Field(None, description="folder or URL of validation shards; none = no validation")
+    teacher: Path | None = Field(
+        None, description="folder of document vectors to learn from, for the objective distillation (tools/encode.py)"
+    )
     cache: Path | None = Field(None, description="folder that shards behind URLs are copied to; must be set for URLs")
     cache_limit_gib: Annotated[float, Field(gt=0)] | None = Field(
         None,
@@ -190,6 +193,7 @@ class ObjectiveSection(Section):
     needs_tokens: ClassVar[bool] = False  # what it reads of a batch is not only sentence vectors
     needs_layers: ClassVar[bool] = False  # of the document encoder
     needs_sentences: ClassVar[bool] = False  # windows that are cut across sentences will not do
+    needs_teacher: ClassVar[bool] = False  # `data.teacher`, whose vectors have its `width`
 
     name: str = Field(description="a file of hmde_dist/objectives/")
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of its loss in the sum of all")
@@ -302,6 +306,11 @@ class Recipe(Section):
         return settings
 
     @property
+    def teacher_width(self) -> int | None:
+        """Components of the teacher's vectors, if there is a teacher."""
+        return next((one.width for one in self.objectives if one.needs_teacher), None)
+
+    @property
     def scale(self) -> float:
         """Of the cosine, where an objective has one."""
         return next((one.scale for one in self.objectives if hasattr(one, "scale")), 1.0)
@@ -337,6 +346,13 @@ class Recipe(Section):
                 for one in self.objectives
                 if one.needs_tokens
             ]
+        taught = [one.name for one in self.objectives if one.needs_teacher]
+        if taught and self.data.teacher is None:
+            problems.append(
+                f"objectives: {taught[0]} needs data.teacher, a folder of vectors made with tools/encode.py"
+            )
+        if self.data.teacher is not None and not taught:
+            problems.append("data.teacher acts with the objective distillation only")
         for one in self.objectives:
             if one.needs_layers and not self.model.upper.layers:
                 problems.append(f"objectives: {one.name} needs a document encoder: set model.upper.layers to 1 or more")

@@ -50,7 +50,15 @@ from hmde_dist.model.merge import mean
 from hmde_dist.model.model_card import model_card, save_data_facts
 from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.objectives.objective import Loss
-from hmde_dist.preflight import check_validation, check_world, check_writable, open_mixture, open_shards, print_plan
+from hmde_dist.preflight import (
+    check_validation,
+    check_world,
+    check_writable,
+    open_mixture,
+    open_shards,
+    open_teacher,
+    print_plan,
+)
 from hmde_dist.recipe import Recipe, dump_recipe, load_recipe
 from hmde_dist.stream.loader import RankBatch, RankBatches, batches
 
@@ -96,6 +104,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
     if validation:
         check_validation(validation, index)
     check_writable(run.folder)
+    teacher = open_teacher(recipe, mixture)
 
     # ---- model, engine, state ------------------------------------------------------------------------------------
     watch = HangWatch(run.folder / "hang", run.hang_minutes, world)
@@ -128,7 +137,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
     meter, stragglers = Meter(world.device), Stragglers(engine.module, world)
     saver = Saver(engine, run, identity, world, journal.event, watch.beat)
     saver.newest = restored and state["step"]
-    part = RankBatches(mixture, world.rank, world.size, hard, recipe.engine.chunk_tokens, vectors)
+    part = RankBatches(mixture, world.rank, world.size, hard, recipe.engine.chunk_tokens, vectors, teacher)
 
     def open_stream() -> Iterator[RankBatch]:
         return batches(part, guard.batches(state["batch"]), data.workers, world.device)

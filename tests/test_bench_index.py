@@ -6,7 +6,7 @@ import numpy as np
 from launch import ROOT
 
 from hmde_dist.evaluation.index import build_index
-from hmde_dist.evaluation.vectors import Facts, Vectors
+from hmde_dist.stream.vectors import Facts, Vectors
 
 sys.path.insert(0, str(ROOT / "tools"))
 import bench_index

@@ -8,9 +8,9 @@ import numpy as np
 from launch import Finished, environment, finish, start
 from transformers import AutoConfig
 
-from hmde_dist.evaluation.vectors import VectorFile, write_facts
 from hmde_dist.model.configuration_hmde import HMDEConfig
 from hmde_dist.model.export import save_model, untrained_model
+from hmde_dist.stream.vectors import VectorFile, write_facts
 
 LANGUAGES = ("de", "en", "sw")
 
@@ -67,6 +67,7 @@ def write_vectors(
     if documents is None:
         documents = [(f"d{row}", LANGUAGES[2 if row % 10 == 0 else row % 2]) for row in range(len(rows))]
     folder.mkdir(parents=True)
+    languages = sorted({lang for _, lang in documents} | set(LANGUAGES))
     parts, shards = [], []
     for number, first in enumerate(range(0, len(rows), shard_rows)):
         chosen, part = rows[first : first + shard_rows], folder / f"part-{number}"
@@ -75,7 +76,7 @@ def write_vectors(
         with VectorFile(path, rows.shape[1], precision) as file:
             file.append(chosen)
         shards.append({"file": path.name, "rows": len(chosen), "bytes": path.stat().st_size})
-        numbers = [LANGUAGES.index(lang) for _, lang in documents[first : first + len(chosen)]]
+        numbers = [languages.index(lang) for _, lang in documents[first : first + len(chosen)]]
         lines = [
             json.dumps({"id": id_, "lang": lang, "title": f"t{first + row} é"}, ensure_ascii=False)
             for row, (id_, lang) in enumerate(documents[first : first + len(chosen)])
@@ -91,7 +92,7 @@ def write_vectors(
         "precision": precision,
         "documents": len(rows),
         "width": rows.shape[1],
-        "languages": write_facts(folder, parts, [LANGUAGES] * len(parts)),
+        "languages": write_facts(folder, parts, [languages] * len(parts)),
         "shards": shards,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

@@ -20,7 +20,7 @@ from hmde_dist.benchmark import machine, markdown
 from hmde_dist.command import InputError, argument_parser, output_folder, positive, progress, run_command
 from hmde_dist.evaluation.encode import SHARD_DOCUMENTS
 from hmde_dist.evaluation.search import NEIGHBOURS, DocumentIndex, merge_top
-from hmde_dist.evaluation.vectors import VectorFile, Vectors, write_facts
+from hmde_dist.stream.vectors import VectorFile, Vectors, write_facts
 
 LANGUAGES = ("de", "en", "fr", "ja")
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ from hmde_dist import topology
 from hmde_dist.command import InputError, argument_parser, run_command
 from hmde_dist.corpus import steps
 from hmde_dist.evaluation.encode import OUTPUTS, STEPS, encode_on_ranks, encode_to_folder
-from hmde_dist.evaluation.vectors import STORED_AS
+from hmde_dist.stream.vectors import STORED_AS
 
 PATIENCE_MINUTES = 24 * 60  # that a rank with little to do waits for the others
 

@@ -206,7 +206,7 @@ def identity_of(recipe: Recipe, indexes: Sequence[ShardIndex]) -> dict:
     """What must not change between a checkpoint and the run that goes on from it: data, batches, model, precision."""
     settings = recipe.model_dump(mode="json", include={"data", "model"})
     settings["data"]["weights"] = [source.model_dump(mode="json")["weight"] for source in recipe.data.sources]
-    for name in ("shards", "validation", "workers", "cache", "cache_limit_gib"):
+    for name in ("shards", "validation", "workers", "cache", "cache_limit_gib", "teacher"):
         del settings["data"][name]
     flat = {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
     return flat | {

@@ -144,6 +144,11 @@ def _batch(encoder: HMDEModel, recipe: Recipe, rank: int, size: int, alone: bool
         sentences = np.array(chunk.sentence_counts)
         languages = numbers[chosen] // PAIRS % 2
         facts = DocumentFacts(place[chosen], groups[chosen], languages, sentences, np.zeros_like(sentences), 0, sides)
+        if recipe.teacher_width:
+            random = draws.uniform(0, "teacher", rank, chosen[:, None], np.arange(recipe.teacher_width))
+            teacher = random.astype(np.float32) - 0.5
+            teacher[chosen % 4 == rank % 4] = np.nan  # ranks differ in what is missing
+            facts = replace(facts, teacher=teacher)
         packed.append(replace(chunk, facts=facts))
     return RankBatch(packed, 0.0)
 

@@ -1,4 +1,4 @@
-"""Documents -> vectors: encoding with an exported model, in memory or into a folder (see `evaluation.vectors`).
+"""Documents -> vectors: encoding with an exported model, in memory or into a folder (see `stream.vectors`).
 
 The steps of a folder (`corpus.steps` makes each of them resumable and spreads it over ranks or jobs):
 
@@ -27,9 +27,9 @@ from hmde_dist.corpus.documents import Document, parse_document
 from hmde_dist.corpus.readers import read_documents
 from hmde_dist.corpus.sentences import SPLITTER_VERSION, split_sentences
 from hmde_dist.corpus.steps import Build, ShareDone, file_facts
-from hmde_dist.evaluation.vectors import FACTS, VectorFile, link, write_facts, write_rows
 from hmde_dist.model.export import load_model
 from hmde_dist.model.modeling_hmde import HMDEModel
+from hmde_dist.stream.vectors import FACTS, VectorFile, link, write_facts, write_rows
 from hmde_dist.topology import World
 
 STEPS = {"cut": True, "encode": True, "finish": False}

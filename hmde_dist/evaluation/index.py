@@ -27,7 +27,7 @@ import numpy as np
 from hmde_dist.command import InputError, progress
 from hmde_dist.corpus.steps import Build, file_facts
 from hmde_dist.evaluation.search import NEIGHBOURS, DocumentIndex, chatter_to_stderr, is_exact, merge_top, read_index
-from hmde_dist.evaluation.vectors import FACTS, Vectors, link
+from hmde_dist.stream.vectors import FACTS, Vectors, link
 
 STEPS = {"train": False, "add": True, "finish": False}
 SAMPLE_PER_LIST = 64  # vectors that a centroid is trained from

@@ -24,7 +24,7 @@ from hmde_dist.command import InputError, output_file, output_folder, progress
 from hmde_dist.corpus.documents import Document
 from hmde_dist.evaluation.ranking import named
 from hmde_dist.evaluation.retrieval import Scorer
-from hmde_dist.evaluation.vectors import FACTS, Facts, VectorFile, Vectors, link
+from hmde_dist.stream.vectors import FACTS, Facts, VectorFile, Vectors, link
 
 STEPS = ("center", "scale", "rotate")  # in this order
 CALIBRATION = "calibration.safetensors"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hmde_dist.command import InputError
-from hmde_dist.evaluation.vectors import Facts, Vectors
+from hmde_dist.stream.vectors import Facts, Vectors
 
 NEIGHBOURS = 10  # that recall is measured with
 VISITS = 1 << 12  # of queries to lists in one call: FAISS holds tables of some 10 KiB for each

@@ -49,6 +49,7 @@ class DocumentFacts:
     starts: np.ndarray  # int64 [D] the first of them that is encoded
     step: int  # position of the global batch in the plan
     sides: int = 2  # 4 with explicit hard negatives
+    teacher: np.ndarray | None = None  # fp32 [D, teacher's width]; NaN = it has no vector of the document
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ and resuming means starting at another step.
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from hmde_dist.command import InputError
+from hmde_dist.corpus.shards import Group
 from hmde_dist.stream.batch import DocumentFacts, PackedBatch, pack, pack_vectors
 from hmde_dist.stream.category_negatives import CategoryNegatives
 from hmde_dist.stream.index import ShardIndex
@@ -21,6 +23,7 @@ from hmde_dist.stream.plan import GlobalBatch
 from hmde_dist.stream.reader import GroupReader
 from hmde_dist.stream.sentence_vectors import SentenceVectors
 from hmde_dist.stream.sliding_windows import cut
+from hmde_dist.stream.teacher import Teacher
 
 PREFETCHED_BATCHES = 4  # of each process, ahead of the one it makes, of remote shards
 
@@ -68,6 +71,7 @@ class RankBatches(Dataset):
         hard_negatives: with explicit negatives, see `stream.category_negatives`.
         chunk_tokens: tokens of a chunk, about; none = one chunk. All ranks have the same number of chunks.
         vectors: of each source, the sentence vectors to read in place of tokens.
+        teacher: whose document vectors are looked up beside.
     """
 
     def __init__(
@@ -78,8 +82,9 @@ class RankBatches(Dataset):
         hard_negatives: bool = False,
         chunk_tokens: int | None = None,
         vectors: Sequence[SentenceVectors] = (),
+        teacher: Teacher | None = None,
     ):
-        self.vectors = vectors
+        self.vectors, self.teacher = vectors, teacher
         self.mixture, self.rank, self.world, self.chunk_tokens = mixture, rank, world, chunk_tokens
         self.readers = [GroupReader(index) for index in mixture.indexes]
         self.packing = [packing_settings(index, mixture.settings.sentences) for index in mixture.indexes]
@@ -91,6 +96,10 @@ class RankBatches(Dataset):
         self.remote = any(index.is_remote for index in mixture.indexes)
         self._prefetched = -1  # the last step whose shards this process has asked for
 
+    @property
+    def _reads_samples(self) -> bool:
+        return not self.vectors or self.teacher is not None
+
     def __getitem__(self, step: int) -> RankBatch | InputError:
         """The batch of a step; an `InputError` comes as a value, for torch would wrap it in a worker's traceback."""
         try:
@@ -101,7 +110,7 @@ class RankBatches(Dataset):
 
     def _prefetch(self, step: int) -> None:
         """Begin to download what this process's next batches need."""
-        if self.remote and not self.vectors:
+        if self.remote and self._reads_samples:
             worker = get_worker_info()
             each = worker.num_workers if worker else 1
             for ahead in range(step + each, step + each * PREFETCHED_BATCHES + 1, each):
@@ -144,7 +153,10 @@ class RankBatches(Dataset):
         groups = np.concatenate([np.tile(mine.groups, 2), negative_groups.T.ravel()]).astype(np.int64)
         documents = np.concatenate([mine.documents.T.ravel(), negative_documents.T.ravel()])
         starts = np.concatenate([mine.starts.T.ravel(), negative_starts.T.ravel()])
-        pack_documents = self._pack_vectors if self.vectors else self._pack_tokens
+        samples = {}
+        if self._reads_samples:
+            samples = {group: self.readers[mine.source][group] for group in dict.fromkeys(groups.tolist())}
+        pack_documents = self._pack_vectors if self.vectors else partial(self._pack_tokens, samples)
         places, packed = pack_documents(mine.source, groups, documents, starts, chunks)
         index, windows = self.mixture.indexes[mine.source], self.mixture.settings.windows
         columns = index.columns
@@ -156,13 +168,17 @@ class RankBatches(Dataset):
             DocumentFacts(place, groups[place], languages[place], sentences[place], starts[place], step, sides)
             for place in places
         ]
+        if self.teacher:
+            read = [samples[group] for group in groups.tolist()]
+            names = [sample.languages[number] for sample, number in zip(read, documents.tolist(), strict=True)]
+            teacher = self.teacher.vectors([sample.id for sample in read], names)
+            facts = [replace(fact, teacher=teacher[place]) for fact, place in zip(facts, places, strict=True)]
         return RankBatch(
             [replace(chunk, facts=fact) for chunk, fact in zip(packed, facts, strict=True)], mine.imbalance
         )
 
-    def _pack_tokens(self, source: int, groups, documents, starts, chunks: int):
-        reader, packing, windows = self.readers[source], self.packing[source], self.mixture.settings.windows
-        samples = {group: reader[group] for group in dict.fromkeys(groups.tolist())}
+    def _pack_tokens(self, samples: dict[int, Group], source: int, groups, documents, starts, chunks: int):
+        packing, windows = self.packing[source], self.mixture.settings.windows
         read = [
             _run(cut(samples[group].document(document), windows), start, packing["sentences"])
             for group, document, start in zip(groups.tolist(), documents.tolist(), starts.tolist(), strict=True)

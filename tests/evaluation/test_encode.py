@@ -11,8 +11,8 @@ from hmde_dist.corpus.readers import read_documents
 from hmde_dist.corpus.steps import ShareDone
 from hmde_dist.evaluation import encode as encode_module
 from hmde_dist.evaluation.encode import OUTPUTS, STEPS, calls, encode_documents, encode_to_folder
-from hmde_dist.evaluation.vectors import Facts, Vectors
 from hmde_dist.model.export import load_model
+from hmde_dist.stream.vectors import Facts, Vectors
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from hmde_dist.evaluation.postprocess import (
     unit,
 )
 from hmde_dist.evaluation.search import DocumentIndex
-from hmde_dist.evaluation.vectors import Vectors
+from hmde_dist.stream.vectors import Vectors
 
 GROUPS, WIDTH = 300, 24
 

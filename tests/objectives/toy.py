@@ -23,6 +23,8 @@ from hmde_dist.stream.batch import DocumentFacts, PackedBatch, pack
 
 SENTENCES = ((4, 2, 7, 12, 5, 1), (4, 3, 7, 12, 3, 1))  # of the first and of the second document of each pair
 VOCABULARY = 100
+TEACHER_WIDTH = 12
+UNTAUGHT = (2, 4)  # pairs that the teacher knows nothing of
 
 
 def model(**changes) -> HMDEModel:
@@ -79,7 +81,10 @@ def batch_of_pairs(pairs, places=None, of: int | None = None, sentences=SENTENCE
     batch = pack(documents, cls_id=1, sep_id=2, sentences=20)
     sides = np.repeat([0, 1], len(pairs))
     facts = facts_of(np.concatenate([places, of + places]), np.tile(pairs, 2) + 100, sides, batch.sentence_counts)
-    return replace(batch, facts=facts)
+    teacher = [np.random.default_rng(7 + pair).normal(size=TEACHER_WIDTH) for pair in pairs.tolist()] * 2
+    teacher = np.stack(teacher).astype(np.float32)
+    teacher[np.isin(np.tile(pairs, 2), UNTAUGHT)] = np.nan
+    return replace(batch, facts=replace(facts, teacher=teacher))
 
 
 def swapped(batch: PackedBatch) -> PackedBatch:

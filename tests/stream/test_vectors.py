@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from vector_folders import LANGUAGES, clustered, write_vectors
 
 from hmde_dist.command import InputError
-from hmde_dist.evaluation import vectors as vectors_module
-from hmde_dist.evaluation.vectors import Facts, Vectors, restore, store
+from hmde_dist.stream import vectors as vectors_module
+from hmde_dist.stream.vectors import Facts, Vectors, restore, store
 
 
 @pytest.mark.parametrize(("precision", "error"), [("fp32", 0), ("fp16", 2**-11), ("bf16", 2**-8)])
