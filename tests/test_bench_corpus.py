@@ -17,6 +17,8 @@ from hmde_dist.corpus.sql_dump import read_rows
 sys.path.insert(0, str(ROOT / "tools"))
 import bench_corpus
 
+from made_up_wikipedias.tables import TABLES
+
 PAGES, LANGUAGES = 1500, ("en", "de", "ja")
 COLUMNS = {
     "page": ("page_id", "page_namespace", "page_title", "page_is_redirect", "page_latest", "page_lang"),
@@ -79,7 +81,7 @@ def test_the_same_arguments_give_the_same_bytes(folder, tmp_path):
 
 
 def test_every_table_is_there_and_read_whole(dumps):
-    expected = {f"{language}wiki": set(bench_corpus.TABLES) for language in LANGUAGES}
+    expected = {f"{language}wiki": set(TABLES) for language in LANGUAGES}
     assert {wiki: set(tables) for wiki, tables in dumps.sql.items()} == expected | {
         "wikidatawiki": {"wb_items_per_site"}
     }

@@ -53,6 +53,7 @@ def test_data_goes_one_way():
 @pytest.mark.parametrize("tool", [*TOOLS, PACKAGE / "train.py"], ids=lambda path: path.name)
 def test_every_command_has_a_help_with_an_example(tool, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(tool), "--help"])
+    monkeypatch.syspath_prepend(tool.parent)  # as python does, and runpy does not
     with pytest.raises(SystemExit) as exit_:
         runpy.run_path(str(tool), run_name="__main__")
     assert exit_.value.code == 0
