@@ -150,6 +150,10 @@ def print_plan(recipe: Recipe, world: int = 1, gpu: str = "H100") -> None:
         f"run         {steps:,} steps = {steps / part.batches_per_epoch:.1f} epochs of {part.batches_per_epoch:,} batches"
         + (" of the first source, were it alone" if len(mixture.parts) > 1 else "")
     )
+    unfrozen = recipe.model.lower.unfreeze_at_step
+    if recipe.model.lower.frozen:
+        until = f"until step {unfrozen:,}" if unfrozen and unfrozen < steps else "to the end"
+        print(f"            the sentence encoder is frozen {until}")
     print(f"worlds      {', '.join(str(n) for n in range(1, pairs + 1) if pairs % n == 0)} ranks")
     model = forecast.model_of(module)
     batch = forecast.batch_of(mixture, documents, recipe.engine.chunk_tokens)

@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--plan", action="store_true", help="print what the run would do, without training")
     parser.add_argument("--world", type=positive, default=1, metavar="N", help="ranks that --plan reckons with")
-    parser.add_argument("--gpu", default="H100", metavar="NAME", help="GPU that --plan reckons with (%(default)s)")
+    parser.add_argument("--gpu", default="H100", metavar="NAME", help="GPU that --plan reckons with: A100, H100 (default), H200 or B200")
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe")
     parser.add_argument("--local_rank", help="set by the deepspeed launcher; not used")
     args = parser.parse_intermixed_args()

@@ -36,6 +36,7 @@ def reduced(path: Path, shards: Path, teacher: Path) -> list[str]:
     taught = [f"objectives.{n}.width=16" for n, one in enumerate(recipe.objectives) if one.needs_teacher]
     taught += [f"data.teacher={teacher}"] if recipe.data.teacher else []
     chunks = ["engine.chunk_tokens=400"] if recipe.engine.chunk_tokens else []
+    chunks += ["model.lower.unfreeze_at_step=1"] if recipe.model.lower.unfreeze_at_step else []
     short = ["data.segments={window: 30, stride: 20}"] if recipe.data.segments else []
     short += ["model.lower.longformer.attention_window=8"] if recipe.model.lower.longformer else []
     return [
@@ -69,4 +70,7 @@ def test_more_nodes_see_as_many_documents_in_batches_that_every_gpu_has_a_share_
     assert recipe.run.steps * recipe.data.pairs_per_batch == pytest.approx(
         one.run.steps * one.data.pairs_per_batch, rel=0.01
     )
-    assert (recipe.model, recipe.objectives) == (one.model, one.objectives)
+    unfrozen, of_one = (r.model.lower.unfreeze_at_step for r in (recipe, one))
+    assert (unfrozen or 0) / recipe.run.steps == pytest.approx((of_one or 0) / one.run.steps)
+    lower = recipe.model.lower.model_copy(update={"unfreeze_at_step": of_one})
+    assert (recipe.model.model_copy(update={"lower": lower}), recipe.objectives) == (one.model, one.objectives)

@@ -20,10 +20,10 @@ def main() -> None:
     parser = argument_parser(
         __doc__,
         "python tools/encode.py --model build/model --documents build/documents/test.jsonl.gz --out build/vectors\n"
-        "  torchrun --nproc_per_node 8 tools/encode.py --model build/model --documents corpus/ --out build/vectors",
+        "  torchrun --nproc_per_node 8 tools/encode.py --model build/model --documents corpus.jsonl.gz --out build/vectors",
     )
     parser.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="an exported model")
-    parser.add_argument("--documents", type=Path, nargs="+", required=True, metavar="PATH", help=".jsonl or .parquet")
+    parser.add_argument("--documents", type=Path, nargs="+", required=True, metavar="PATH", help="JSON lines, parquet, TREC text (also .gz), or a folder of a dataset")
     parser.add_argument("--out", type=Path, required=True, metavar="VECTORS_DIR", help="folder to create")
     parser.add_argument(
         "--output",

@@ -11,7 +11,7 @@ from hmde_dist.train import export_run
 def main() -> None:
     parser = argument_parser(
         __doc__,
-        "python tools/merge.py --run runs/mine --last 3 --out build/averaged\n"
+        "python tools/merge.py --run runs/mine --last 2 --out build/averaged\n"
         "  python tools/merge.py --models build/a build/b --method slerp --weight 0.3 --out build/between",
     )
     what = parser.add_mutually_exclusive_group(required=True)
