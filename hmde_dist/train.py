@@ -73,7 +73,9 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--plan", action="store_true", help="print what the run would do, without training")
     parser.add_argument("--world", type=positive, default=1, metavar="N", help="ranks that --plan reckons with")
-    parser.add_argument("--gpu", default="H100", metavar="NAME", help="GPU that --plan reckons with: A100, H100 (default), H200 or B200")
+    parser.add_argument(
+        "--gpu", default="H100", metavar="NAME", help="GPU that --plan reckons with: A100, H100 (default), H200 or B200"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe")
     parser.add_argument("--local_rank", help="set by the deepspeed launcher; not used")
     args = parser.parse_intermixed_args()
@@ -109,7 +111,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
     # ---- model, engine, state ------------------------------------------------------------------------------------
     watch = HangWatch(run.folder / "hang", run.hang_minutes, world)
     guard, checkpoints = Guard(recipe.guard), run.folder / "checkpoints"
-    identity = checkpoint.identity_of(recipe, mixture.indexes)
+    identity = checkpoint.identity_of(recipe, mixture.indexes, teacher)
     found = checkpoint.find(checkpoints, recipe, identity, world)
     encoder = build_model(recipe.model, index, data.sentences, recipe.scale, run.seed, mixture.settings.windows)
     encoder.config.languages = sorted({language for one in mixture.indexes for language in one.languages})
@@ -209,7 +211,7 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
         loss, tokens = world.totals([float(own_loss), batch.tokens])
         loss = loss / world.size
         state["batch"] = number + 1
-        verdict, reason = guard.judge(number, loss, grad_norm)
+        verdict, reason = guard.judge(number, loss, grad_norm, batch.source)
         applied = verdict == APPLY
         if applied:
             rate = set_learning_rate(engine, recipe, state["step"])
@@ -248,6 +250,8 @@ def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
         stopped, last = stopping.requested(), step == run.steps
         unfreezing = frozen and not last and not recipe.model.lower.frozen_at(step)
         due = (run.checkpoint_every and step % run.checkpoint_every == 0) or step == state["best"]["step"]
+        if unfreezing:
+            guard.start_afresh()
         if stopped or last or unfreezing or (applied and due):
             with meter.aside():
                 saver.begin(state | {"guard": guard.state_dict(), "stream": mixture.state(state["batch"])})
@@ -337,8 +341,8 @@ def export_run(run: Path, out: Path, best: bool = False, last: int = 1) -> Path:
     # A name that is missing belongs to a tensor that has another name, too.
     missing, unexpected = module.load_state_dict(weights, strict=False)
     assert not unexpected and not {name for name, _ in module.named_parameters()} & set(missing), (missing, unexpected)
-    constants = module.objectives[0].constants()
-    encoder.config.scale = float(constants["scale"].detach()) if "scale" in constants else recipe.scale
+    scales = [one.constants()["scale"] for one in module.objectives if "scale" in one.constants()]
+    encoder.config.scale = float(scales[0].detach()) if scales else recipe.scale
     card = model_card(encoder.config, run, state["step"], merged)
     save_model(encoder, load_tokenizer(run / "model"), out, card)
     return out

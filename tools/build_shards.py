@@ -14,7 +14,14 @@ def main() -> None:
         "python tools/build_shards.py --documents build/documents/train.jsonl.gz --tokenizer build/tokenizer "
         "--out build/shards --format mds",
     )
-    parser.add_argument("--documents", type=Path, nargs="+", required=True, metavar="PATH", help="JSON lines, parquet, TREC text (also .gz), or a folder of a dataset")
+    parser.add_argument(
+        "--documents",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="JSON lines, parquet, TREC text (also .gz), or a folder of a dataset",
+    )
     parser.add_argument("--tokenizer", required=True, metavar="NAME_OR_DIR", help="a fast Hugging Face tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
     parser.add_argument("--format", choices=CONTAINERS, required=True)

@@ -23,7 +23,14 @@ def main() -> None:
         "  torchrun --nproc_per_node 8 tools/encode.py --model build/model --documents corpus.jsonl.gz --out build/vectors",
     )
     parser.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="an exported model")
-    parser.add_argument("--documents", type=Path, nargs="+", required=True, metavar="PATH", help="JSON lines, parquet, TREC text (also .gz), or a folder of a dataset")
+    parser.add_argument(
+        "--documents",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="JSON lines, parquet, TREC text (also .gz), or a folder of a dataset",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="VECTORS_DIR", help="folder to create")
     parser.add_argument(
         "--output",

@@ -15,9 +15,7 @@ from hmde_dist.recipe import load_recipe
 
 
 def main() -> None:
-    parser = argument_parser(
-        __doc__, "torchrun --nproc_per_node 8 tools/freeze.py recipes/hmde.yaml"
-    )
+    parser = argument_parser(__doc__, "torchrun --nproc_per_node 8 tools/freeze.py recipes/hmde.yaml")
     parser.add_argument("recipe", type=Path, metavar="RECIPE")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--local_rank", help="set by the deepspeed launcher; not used")

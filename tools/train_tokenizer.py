@@ -12,7 +12,14 @@ def main() -> None:
         __doc__,
         "python tools/train_tokenizer.py --documents build/documents/train.jsonl.gz --vocabulary 16000 --out build/tokenizer",
     )
-    parser.add_argument("--documents", type=Path, nargs="+", required=True, metavar="PATH", help="JSON lines, parquet, TREC text (also .gz), or a folder of a dataset")
+    parser.add_argument(
+        "--documents",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="JSON lines, parquet, TREC text (also .gz), or a folder of a dataset",
+    )
     parser.add_argument(
         "--vocabulary", type=positive, default=32_000, help="pieces, special tokens included (%(default)s)"
     )

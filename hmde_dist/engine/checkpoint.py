@@ -13,6 +13,7 @@ or stage reads other slices of the same files. Nothing is unpickled. Writing is 
 """
 
 import hashlib
+import itertools
 import json
 import shutil
 import sys
@@ -28,6 +29,7 @@ from hmde_dist.engine import training_state
 from hmde_dist.recipe import Recipe
 from hmde_dist.stream.index import ShardIndex
 from hmde_dist.stream.plan import PLAN_VERSION
+from hmde_dist.stream.teacher import Teacher
 from hmde_dist.topology import World
 
 FORMAT = 1
@@ -127,10 +129,17 @@ def remove(folder: Path, step: int) -> None:
 
 
 def remove_after(folder: Path, step: int) -> None:
-    """Remove what was saved after `step`, for the run goes another way; pinned checkpoints stay."""
+    """Remove what was saved after `step`, for the run goes another way; what is pinned is set aside as `abandoned-N-step-...`."""
     for later in steps_in(folder):
-        if later > step and not (folder / f"{tag_of(later)}.pinned").exists():
+        if later <= step:
+            continue
+        tag = tag_of(later)
+        if not (folder / f"{tag}.pinned").exists():
             remove(folder, later)
+            continue
+        number = next(n for n in itertools.count(1) if not (folder / f"abandoned-{n}-{tag}").exists())
+        for name in (f"{tag}.json", f"{tag}.pinned", tag):
+            (folder / name).rename(folder / f"abandoned-{number}-{name}")
 
 
 def sweep(folder: Path) -> None:
@@ -202,7 +211,7 @@ def _check_identity(path: Path, was: dict, now: dict) -> None:
         raise InputError(f"{path}: {'; '.join(changed)}: set it back, or name another run.folder")
 
 
-def identity_of(recipe: Recipe, indexes: Sequence[ShardIndex]) -> dict:
+def identity_of(recipe: Recipe, indexes: Sequence[ShardIndex], teacher: Teacher | None = None) -> dict:
     """What must not change between a checkpoint and the run that goes on from it: data, batches, model, precision."""
     settings = recipe.model_dump(mode="json", include={"data", "model"})
     settings["data"]["weights"] = [source.model_dump(mode="json")["weight"] for source in recipe.data.sources]
@@ -215,6 +224,7 @@ def identity_of(recipe: Recipe, indexes: Sequence[ShardIndex]) -> dict:
         "run.seed": recipe.run.seed,
         "plan_version": PLAN_VERSION,
         "index_hash": " ".join(index.hash for index in indexes),
+        "teacher": teacher and teacher.identity,
     }
 
 

@@ -68,7 +68,18 @@ def _compute(encoder, index: ShardIndex, layout: VectorLayout, folder: Path, lim
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); copy the shards to where it can") from None
     missing = [block for block in range(layout.blocks) if not layout.is_whole(folder, block)]
+    seen = folder / ".seen-by-all"
+    if world.is_first:
+        seen.touch()
     world.barrier()  # all have looked before the first block appears
+    alone = world.agree(not seen.is_file())
+    if world.is_first:
+        seen.unlink()
+    if alone:
+        raise InputError(
+            f"{folder}: not the same folder on all nodes, and each rank computes a part of the sentence vectors: with "
+            "model.lower.frozen put the shards, or data.cache, where all nodes see them"
+        )
     reader = GroupReader(index)
     was_training = encoder.training
     encoder.eval()

@@ -5,6 +5,10 @@
                                                            the batches around them
     more than `rollbacks` times                          -> the run ends, with RUN/post-mortem.json
 
+Batches of each source are judged by their own last ones, for sources differ. A gradient norm that rises and stays, at a loss that
+does not, is no spike: of batches in a row that are refused for their norm alone, the one that makes them `LEVEL` is applied,
+and norms are judged anew.
+
 Loss and norm come in reduced over ranks, so every rank judges alike and no collective is needed. Nothing here depends on time:
 a run that goes on from a checkpoint judges as the uninterrupted one would.
 """
@@ -26,13 +30,17 @@ APPLY, SKIP, ROLL_BACK, STOP = "apply", "skip", "roll back", "stop"
 # Between steps of a calm run values differ by some per cent; less is no scale to judge by.
 LEAST_DEVIATION = 0.1
 SMALLEST = 1e-30  # has a logarithm
+LEVEL = 4  # norms in a row that make a new level,
+ALIKE = 1.0  # if their logarithms are within this
 
 
 class Guard:
     """History of the last steps, and the batches that are passed over.
 
     Attributes:
-        applied: [batch, loss, norm] of the last `window` applied steps.
+        applied: by source [batch, loss, norm] of its last `window` applied steps; sources are text, for JSON.
+        high_norms: by source [batch, norm] of the last batches in a row that were refused for their norm alone.
+        norms_since: by source the batch from which on norms are judged by.
         skipped: {batch, reason, loss, grad_norm} of the steps of the last `window` batches that were not applied.
         passed_over: [first, last] batches that rollbacks decided not to see again.
         rollbacks: so far.
@@ -40,13 +48,16 @@ class Guard:
 
     def __init__(self, settings: GuardSection):
         self.settings = settings
-        self.applied: list[list] = []
+        self.applied: dict[str, list[list]] = {}
+        self.high_norms: dict[str, list[list]] = {}
+        self.norms_since: dict[str, int] = {}
         self.skipped: list[dict] = []
         self.passed_over: list[list[int]] = []
         self.rollbacks = 0
 
     def state_dict(self) -> dict:
-        return {name: getattr(self, name) for name in ("applied", "skipped", "passed_over", "rollbacks")}
+        names = ("applied", "high_norms", "norms_since", "skipped", "passed_over", "rollbacks")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict) -> None:
         for name in self.state_dict():
@@ -70,42 +81,56 @@ class Guard:
 
     # ---- judging -----------------------------------------------------------------------------------------------------
 
-    def judge(self, batch: int, loss: float, norm: float) -> tuple[str, str]:
+    def judge(self, batch: int, loss: float, norm: float, source: int = 0) -> tuple[str, str]:
         """What to do with the step of `batch`, whose update has not been applied, and why.
 
         Args:
             loss: mean over ranks.
             norm: of the gradient over all ranks, before clipping.
+            source: that the batch is from.
         """
-        reason = self._problem(loss, norm)
+        source = str(source)
+        reason, norm_alone = self._problem(loss, norm, source)
         self.skipped = [one for one in self.skipped if one["batch"] > batch - self.settings.window]
+        high = [*self.high_norms.get(source, []), [batch, norm]][-LEVEL:] if norm_alone else []
+        if len(high) == LEVEL and np.ptp(np.log([one[1] for one in high])) < ALIKE:
+            reason, high, self.norms_since = "", [], self.norms_since | {source: batch}
+        self.high_norms = self.high_norms | {source: high}
         if not reason:
-            self.applied = [*self.applied[-(self.settings.window - 1) :], [batch, loss, norm]]
+            earlier = self.applied.get(source, [])[-(self.settings.window - 1) :]
+            self.applied = self.applied | {source: [*earlier, [batch, loss, norm]]}
             return APPLY, ""
         self.skipped.append({"batch": batch, "reason": reason, "loss": plain(loss), "grad_norm": plain(norm)})
         if len(self.skipped) <= self.settings.skips:
             return SKIP, reason
         return (ROLL_BACK if self.rollbacks < self.settings.rollbacks else STOP), reason
 
-    def _problem(self, loss: float, norm: float) -> str:
+    def start_afresh(self) -> None:
+        """Forget what losses and norms were: from here on other weights are trained."""
+        self.applied, self.high_norms, self.norms_since, self.skipped = {}, {}, {}, []
+
+    def _problem(self, loss: float, norm: float, source: str) -> tuple[str, bool]:
+        """What is wrong, or nothing; and whether it is a finite norm alone."""
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
-                return f"the {name} is not finite"
-        if self.settings.deviations is None or len(self.applied) < max(2, self.settings.window // 4):
+                return f"the {name} is not finite", False
+        applied, since = self.applied.get(source, []), self.norms_since.get(source, -1)
+        losses = [one[1] for one in applied]
+        norms = [one[2] for one in applied if one[0] >= since]
+        if problem := self._spike("loss", loss, losses):
+            return problem, False
+        problem = self._spike("gradient norm", norm, norms)
+        return problem, bool(problem)
+
+    def _spike(self, name: str, value: float, last: list[float]) -> str:
+        if self.settings.deviations is None or len(last) < max(2, self.settings.window // 4):
             return ""
-        known = np.log(np.maximum(np.array(self.applied)[:, 1:], SMALLEST))
-        medians = np.median(known, axis=0)
-        deviations = np.maximum(np.median(np.abs(known - medians), axis=0), LEAST_DEVIATION)
-        for name, value, middle, limit in zip(
-            ("loss", "gradient norm"),
-            (loss, norm),
-            medians,
-            medians + self.settings.deviations * deviations,
-            strict=True,
-        ):
-            if math.log(max(value, SMALLEST)) > limit:
-                return f"the {name} is {value:.4g}, the median of the last {len(known)} steps {math.exp(middle):.4g}"
-        return ""
+        known = np.log(np.maximum(last, SMALLEST))
+        middle = np.median(known)
+        deviation = max(np.median(np.abs(known - middle)), LEAST_DEVIATION)
+        if math.log(max(value, SMALLEST)) <= middle + self.settings.deviations * deviation:
+            return ""
+        return f"the {name} is {value:.4g}, the median of the last {len(known)} steps {math.exp(middle):.4g}"
 
     # ---- rolling back ------------------------------------------------------------------------------------------------
 
@@ -137,7 +162,8 @@ class Guard:
                 documents.append({"id": sample.id, "languages": [sample.languages[place] for place in pair]})
             source = str(mixture.indexes[batch.source].folder)
             bad.append({**one, "source": source, "epoch": batch.epoch, "documents": documents})
-        applied = [dict(zip(("batch", "loss", "grad_norm"), one, strict=True)) for one in self.applied]
+        applied = sorted(one for source in self.applied.values() for one in source)
+        applied = [dict(zip(("batch", "loss", "grad_norm"), one, strict=True)) for one in applied]
         with output_file(path) as file:
             report = {**facts, "not_applied": bad, "passed_over": self.passed_over, "last_applied": applied}
             json.dump(report, file, indent=1, ensure_ascii=False)

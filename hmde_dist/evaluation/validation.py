@@ -104,11 +104,22 @@ def validate(
         sizes = [len(cut(document, windows)[1]) for document in read_]
         return encode(np.array(sizes), read_.__getitem__, "validate: position")
 
+    def retrieve(candidates: Candidates, vectors: np.ndarray) -> dict[str, dict[str, float]]:
+        """`retrieval` of all pairs; ranks take turns."""
+        pairs, score, found = language_pairs(candidates), cosine_scorer(vectors), {}
+        for first in range(0, len(pairs), world.size):
+            if interrupted():
+                raise Interrupted
+            found |= retrieval(candidates, score, pairs[first + world.rank : first + world.rank + 1])
+        for theirs in world.gather(found):
+            found |= theirs
+        return {name: found[name] for pair in pairs if (name := "-".join(pair)) in found}
+
     engine.eval()
     try:
         vectors = encode(index.segments(windows), read, "validate")
         candidates = Candidates([str(group) for group in group_of], languages)
-        scores = macro(retrieval(candidates, cosine_scorer(vectors), language_pairs(candidates)))
+        scores = macro(retrieve(candidates, vectors))
         del scores["queries"]
         slopes = list(_slopes(index, read, sentences, windows, encode_documents))
     except Interrupted:

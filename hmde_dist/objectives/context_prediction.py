@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from hmde_dist.model.modeling_hmde import HMDEModel, HMDEOutput
 from hmde_dist.objectives import objective
-from hmde_dist.objectives.objective import Loss, Rows, gather_ragged, whole_count
+from hmde_dist.objectives.objective import Loss, Rows, gather_ragged, total_count
 from hmde_dist.objectives.tile_loss import Ranks
 from hmde_dist.recipe import Count, ObjectiveSection
 from hmde_dist.stream import draws
@@ -76,7 +76,8 @@ class Objective(objective.Objective):
         } | {name: torch.from_numpy(fact.astype(np.int64)).to(device) for name, fact in numbers.items()}
 
     def loss(self, rows: Rows, constants: Rows, ranks: Ranks) -> Loss:
-        count = whole_count(len(rows["groups"]), ranks, rows["groups"].device)
+        everyone = total_count(len(rows["groups"]), ranks, rows["groups"].device)
+        count = max(1.0, everyone) / ranks.size
         centres, contexts, statistics = self.project(
             rows["centres"], rows["contexts"], constants, count * ranks.size, ranks
         )
@@ -92,12 +93,12 @@ class Objective(objective.Objective):
             scores, own = scores / self.settings.temperature, (anchors * partners).sum(1) / self.settings.temperature
             losses = torch.cat([own[:, None], scores], 1).logsumexp(1) - own
             total = total + losses.sum() / 2
-            right = right + (scores.detach().amax(1) < own).sum() / 2
+            right = right + (scores.detach() < own[:, None]).all(1).sum() / 2
             negatives = max(negatives, count_each)
         watched = {"bank_filled": (self.bank_groups >= 0).float().mean()} if bank else {}
 
         def commit() -> None:
-            if statistics:
+            if statistics and everyone:  # of nothing there are none
                 self.mean += MOMENTUM * (statistics[0] - self.mean)
                 self.variance += MOMENTUM * (statistics[1] - self.variance)
                 self.steps += 1

@@ -44,6 +44,7 @@ class RankBatch:
 
     chunks: list[PackedBatch]
     imbalance: float  # the most tokens of any rank over the mean, minus 1
+    source: int = 0  # of the mixture
 
     @property
     def documents(self) -> int:
@@ -173,9 +174,8 @@ class RankBatches(Dataset):
             names = [sample.languages[number] for sample, number in zip(read, documents.tolist(), strict=True)]
             teacher = self.teacher.vectors([sample.id for sample in read], names)
             facts = [replace(fact, teacher=teacher[place]) for fact, place in zip(facts, places, strict=True)]
-        return RankBatch(
-            [replace(chunk, facts=fact) for chunk, fact in zip(packed, facts, strict=True)], mine.imbalance
-        )
+        chunks = [replace(chunk, facts=fact) for chunk, fact in zip(packed, facts, strict=True)]
+        return RankBatch(chunks, mine.imbalance, mine.source)
 
     def _pack_tokens(self, samples: dict[int, Group], source: int, groups, documents, starts, chunks: int):
         packing, windows = self.packing[source], self.mixture.settings.windows

@@ -40,6 +40,12 @@ class Teacher:
         self._keys = keys[self._rows]
 
     @property
+    def identity(self) -> dict:
+        """What a run that goes on must find again: the model that made the vectors, and how many there are."""
+        facts = self._vectors.manifest
+        return {name: facts.get(name) for name in ("model", "processed", "documents", "width")}
+
+    @property
     def width(self) -> int:
         return self._vectors.width
 
@@ -48,8 +54,8 @@ class Teacher:
         wanted = np.array([_key(*one) for one in zip(ids, languages, strict=True)], dtype=np.uint64)
         found = np.full((len(wanted), self.width), np.nan, dtype=np.float32)
         places = np.searchsorted(self._keys, wanted)
-        known = np.flatnonzero(np.append(self._keys, np.uint64(0))[places] == wanted)
-        known = known[places[known] < len(self._keys)]
+        known = np.flatnonzero(places < len(self._keys))
+        known = known[self._keys[places[known]] == wanted[known]]
         found[known] = self._vectors.take(self._rows[places[known]])
         return found
 

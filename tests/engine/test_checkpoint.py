@@ -73,8 +73,18 @@ def test_the_newest_the_pinned_and_one_of_every_so_many_hours_stay(folder):
     assert outdated(folder, 1, 0.5) == []
     (folder / "step-00000002.pinned").touch()
     assert outdated(folder, 1, None) == [1]
+
+
+def test_after_a_rollback_what_is_pinned_is_set_aside_and_the_rest_goes(folder):
+    (folder / "step-00000002.pinned").touch()
+    whole = {path.name: path.read_bytes() for path in (folder / "step-00000002").iterdir()}
     checkpoint.remove_after(folder, 1)
-    assert steps_in(folder) == [1, 2]
+    assert steps_in(folder) == [1] and not (folder / "step-00000003").exists()
+    aside = folder / "abandoned-1-step-00000002"
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == whole
+    assert aside.with_suffix(".json").exists() and aside.with_suffix(".pinned").exists()
+    sweep(folder)
+    assert aside.exists()
 
 
 def test_what_a_killed_save_left_is_swept_and_nothing_else(folder):

@@ -1,6 +1,7 @@
 """A frozen sentence encoder: its vectors are computed once, training reads them, and unfreezing goes on from there."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -96,6 +97,22 @@ def test_vectors_are_computed_once_and_a_missing_block_alone_is_made_anew(settin
     encoder.config.segments, encoder.windows = {"window": 20, "stride": 12}, SlidingWindows(20, 12)
     frozen.sentence_vectors(recipe, encoder, mixture.indexes, ALONE)
     assert len(list(vectors.folder.parent.iterdir())) == 3
+
+
+ANOTHER_DISK = """
+from pathlib import Path
+is_file = Path.is_file
+Path.is_file = lambda path: is_file(path) and not (rank == 1 and ".vectors" in str(path))
+"""
+
+
+def test_nodes_that_do_not_see_the_same_folder_are_told_before_anything_is_computed(tmp_path, shards, forks):
+    data = tmp_path / "shards"
+    shutil.copytree(shards("mds"), data)
+    recipe = write_recipe(tmp_path / "recipe.yaml", data)
+    job = forks.train(2, recipe, *FROZEN, patch=ANOTHER_DISK)
+    assert job.codes[0] == 2 and "not the same folder on all nodes" in job.output, job.output
+    assert [path.name for path in tmp_path.glob("shards.vectors/*/*")] == []
 
 
 @pytest.mark.parametrize("limit", [None, 2])

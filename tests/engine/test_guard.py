@@ -28,7 +28,7 @@ def test_a_calm_run_is_left_alone_and_a_spike_is_not():
     assert guard.judge(3000, 1.0, 3e4)[0] == SKIP and "gradient norm is 3e+04" in guard.skipped[-1]["reason"]
     assert guard.judge(3001, 3e4, 1.0)[0] == SKIP and "loss is 3e+04" in guard.skipped[-1]["reason"]
     assert guard.judge(3002, 1.0, 1.0)[0] == APPLY
-    assert len(guard.applied) == 128
+    assert len(guard.applied["0"]) == 128
 
 
 def test_falling_losses_warm_up_and_the_first_steps_are_no_spikes():
@@ -36,6 +36,37 @@ def test_falling_losses_warm_up_and_the_first_steps_are_no_spikes():
     guard_after(GuardSection(), [0.01 * (step + 1) for step in range(500)])
     guard_after(GuardSection(), [1e-9, 1e9] * 10)  # nothing to judge by yet
     guard_after(GuardSection(deviations=None), [*[1.0] * 200, 1e9])
+
+
+def test_a_norm_that_rises_and_stays_is_a_new_level_and_a_loss_that_does_is_not():
+    guard = guard_after(GuardSection(), [1.0] * 100)
+    verdicts = [guard.judge(100 + n, 1.0, norm)[0] for n, norm in enumerate([8.0, 9.0, 8.5, 8.0, 30.0, 25.0])]
+    assert verdicts == [SKIP] * 3 + [APPLY] * 3  # and there is nothing yet to judge the next norms by
+    guard = guard_after(GuardSection(), [1.0] * 100)
+    # Interrupted, wild, or with a loss to match: spikes.
+    for batch, (loss, norm) in enumerate(
+        [(1, 8), (1, 9), (1, 8), (1, 1), (1, 8), (1, 80), (1, 8), (1, 80), (8, 8)], 100
+    ):
+        assert guard.judge(batch, loss, norm)[0] == (APPLY if norm == 1 else SKIP)
+    assert [guard.judge(batch, 8.0, 8.0)[0] for batch in range(400, 409)] == [SKIP] * 8 + [ROLL_BACK]
+
+
+def test_a_state_in_the_middle_of_a_rise_goes_on():
+    guard = guard_after(GuardSection(), [1.0] * 100)
+    assert [guard.judge(batch, 1.0, 9.0)[0] for batch in (100, 101)] == [SKIP, SKIP]
+    again = Guard(GuardSection())
+    again.load_state_dict(json.loads(json.dumps(guard.state_dict())))
+    assert [again.judge(batch, 1.0, 9.0)[0] for batch in (102, 103)] == [SKIP, APPLY]
+
+
+def test_sources_are_judged_by_themselves():
+    draw, guard = random.Random(5), Guard(GuardSection())
+    for batch in range(2000):
+        source = batch > 500 and draw.random() < 0.2  # one that comes later
+        assert guard.judge(batch, *[draw.gauss(1, 0.05) * (9 if source else 1)] * 2, int(source))[0] == APPLY
+    assert guard.judge(2000, 9.0, 9.0, 0)[0] == SKIP and guard.judge(2001, 9.0, 9.0, 1)[0] == APPLY
+    guard.start_afresh()
+    assert guard.judge(2002, 90.0, 90.0, 0)[0] == APPLY and guard.skipped == []
 
 
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf")])
@@ -55,7 +86,7 @@ def test_budgets_escalate_and_survive_a_round_trip():
     guard.roll_back(earlier)
     again = Guard(settings)
     again.load_state_dict(json.loads(json.dumps(guard.state_dict())))
-    assert again.passed_over == [[7, 12]] and again.skipped == [] and len(again.applied) == 8
+    assert again.passed_over == [[7, 12]] and again.skipped == [] and len(again.applied["0"]) == 8
     stream = again.batches(5)
     assert [next(stream) for _ in range(4)] == [5, 6, 13, 14]
     assert [again.judge(batch, NAN, 1.0)[0] for batch in (13, 14, 15)] == [SKIP, SKIP, STOP]

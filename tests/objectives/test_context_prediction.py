@@ -138,6 +138,19 @@ def test_batch_norm_takes_turns_and_its_mean_runs():
     assert loss_of(encoder, objective, [batch]).loss != first.loss
 
 
+@pytest.mark.parametrize("settings", [{"bank": 0, "norm": "batch"}, {"bank": 8, "norm": "batch"}, {"bank": 0}])
+def test_documents_of_one_sentence_teach_nothing_and_leave_the_state_alone(settings):
+    encoder = encoder_of()
+    objective = objective_of(NAME, encoder, **settings)
+    before = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+    found = loss_of(encoder, objective, [batch_of([1, 1, 1])])
+    found.loss.backward()
+    found.commit()
+    assert found.loss == 0 and found.accuracy == 0 and found.negatives == 0
+    assert all(p.grad is None or not p.grad.any() for p in (*encoder.parameters(), *objective.parameters()))
+    torch.testing.assert_close(dict(objective.named_buffers()), before)
+
+
 def test_ragged_ranks_together_are_one_process_with_all_documents(forks):
     assert_ranks_are_one_process(forks, NAME, {"bank": 4}, {"norm": "batch", "bank": 0})
 

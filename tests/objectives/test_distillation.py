@@ -108,6 +108,19 @@ def test_two_ranks_in_chunks_learn_from_it_as_one(teacher, shards, tmp_path, for
         assert 0 < alone["distillation_missing"] < 0.6
 
 
+def test_a_run_goes_on_with_the_teacher_it_had(teacher, shards, tmp_path, forks):
+    objectives = [{"name": "distillation", "width": TEACHER_WIDTH}]
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards("mds"), objectives)
+    moved = shutil.copytree(teacher[0], tmp_path / "moved")
+    for folder, steps, code in ((teacher[0], 2, 0), (moved, 3, 0)):
+        job = forks.train(1, recipe, f"data.teacher={folder}", f"run.steps={steps}", "optimizer.schedule=constant")
+        assert job.codes == [code], job.output
+    manifest = json.loads((moved / "manifest.json").read_text())
+    (moved / "manifest.json").write_text(json.dumps(manifest | {"model": {"name": "another", "sha256": "1"}}))
+    job = forks.train(1, recipe, f"data.teacher={moved}", "run.steps=4", "optimizer.schedule=constant")
+    assert job.codes == [2] and "teacher was" in job.output, job.output
+
+
 def test_a_teacher_that_cannot_teach_is_refused(teacher, shards, tmp_path, forks):
     folder = teacher[0]
     recipe = write_recipe(tmp_path / "recipe.yaml", shards("mds"), [{"name": "distillation", "width": TEACHER_WIDTH}])
