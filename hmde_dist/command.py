@@ -36,7 +36,8 @@ class RunError(RuntimeError):
 
 
 def run_command(main: Callable[[], int | None], patience: float = 0.0) -> None:
-    """Run `main` and exit: its return value (None = 0), or one line on stderr for an `InputError` (2) or `RunError` (1).
+    """Run `main` and exit: its return value (None = 0), or one line on stderr for an `InputError` (2), a `RunError` (1) or
+    an interrupt (1).
 
     Args:
         patience: seconds to wait before the line is printed.
@@ -47,6 +48,9 @@ def run_command(main: Callable[[], int | None], patience: float = 0.0) -> None:
         time.sleep(patience)
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         code = BAD_INPUT if isinstance(error, InputError) else FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = FAILED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED

@@ -1,4 +1,5 @@
 import re
+import signal
 import subprocess
 import sys
 
@@ -34,6 +35,15 @@ def test_a_closed_pipe_ends_quietly():
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
+        assert process.wait(60) == 1
+
+
+def test_an_interrupt_ends_in_one_line():
+    script = "from hmde_dist.command import *\ndef main():\n    print('here', flush=True)\n    time.sleep(60)\nrun_command(main)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == b"interrupted\n"
         assert process.wait(60) == 1
 
 
