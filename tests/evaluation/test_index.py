@@ -221,7 +221,8 @@ MEMORY = (
 import sys
 import numpy as np
 from pathlib import Path
-from hmde_dist.evaluation import index, search, vectors
+from hmde_dist.evaluation import index, search
+from hmde_dist.stream import vectors
 index.SAMPLE, index.PART_ROWS, index.QUERIES, vectors.BLOCK_BYTES = 4096, 10_000, 10, 1 << 20
 index.build_index(Path(sys.argv[1]), "IVF32,PQ128x4fs", "cpu", Path(sys.argv[2]))
 print("built", peak_mib())

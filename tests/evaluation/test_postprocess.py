@@ -11,7 +11,7 @@ from launch import ROOT
 from vector_folders import LANGUAGES, write_vectors
 
 from hmde_dist.command import InputError
-from hmde_dist.evaluation import postprocess, vectors
+from hmde_dist.evaluation import postprocess
 from hmde_dist.evaluation.index import build_index
 from hmde_dist.evaluation.postprocess import (
     STEPS,
@@ -26,6 +26,7 @@ from hmde_dist.evaluation.postprocess import (
     unit,
 )
 from hmde_dist.evaluation.search import DocumentIndex
+from hmde_dist.stream import vectors
 from hmde_dist.stream.vectors import Vectors
 
 GROUPS, WIDTH = 300, 24
