@@ -16,7 +16,8 @@ import torch.nn.functional as F
 
 from hmde_dist.benchmark import peak_bytes
 from hmde_dist.command import FAILED, InputError, argument_parser, positive, run_command
-from hmde_dist.objectives.tile_loss import TILE, Ranks, tile_loss
+from hmde_dist.objectives.gather import Ranks
+from hmde_dist.objectives.tile_loss import TILE, tile_loss
 
 DENSE_COPIES = 5  # matrices of scores alive at the peak of the dense loss, rounded up: it is not started without room
 

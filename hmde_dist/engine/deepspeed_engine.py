@@ -15,8 +15,8 @@ from hmde_dist.command import InputError
 from hmde_dist.engine.schedule import learning_rate
 from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.model.packed_attention import encoder_layers
+from hmde_dist.objectives.gather import Ranks
 from hmde_dist.objectives.objective import Loss, Rows, build_objectives
-from hmde_dist.objectives.tile_loss import Ranks
 from hmde_dist.recipe import Recipe
 from hmde_dist.stream.batch import PackedBatch
 from hmde_dist.topology import World

@@ -18,7 +18,7 @@ from hmde_dist.engine.deepspeed_engine import TrainedModule
 from hmde_dist.engine.gradient_cache import forward_backward
 from hmde_dist.engine.training_state import discard_gradients
 from hmde_dist.model.modeling_hmde import HMDEModel
-from hmde_dist.objectives.tile_loss import Ranks
+from hmde_dist.objectives.gather import Ranks
 from hmde_dist.recipe import Recipe
 from hmde_dist.stream import draws
 from hmde_dist.stream.batch import DocumentFacts, PackedBatch, pack, pack_vectors

@@ -22,6 +22,7 @@ from torch import Tensor
 from hmde_dist.model.modeling_hmde import HMDEModel, HMDEOutput
 from hmde_dist.objectives import objective
 from hmde_dist.objectives.aligned import aligned_sentences
+from hmde_dist.objectives.gather import Ranks
 from hmde_dist.objectives.objective import (
     Loss,
     Rows,
@@ -31,7 +32,6 @@ from hmde_dist.objectives.objective import (
     total_count,
     whole_count,
 )
-from hmde_dist.objectives.tile_loss import Ranks
 from hmde_dist.recipe import ObjectiveSection
 from hmde_dist.stream.batch import PackedBatch
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from hmde_dist.model.modeling_hmde import HMDEModel, HMDEOutput
 from hmde_dist.objectives import objective
+from hmde_dist.objectives.gather import Ranks
 from hmde_dist.objectives.objective import Loss, Rows, gather_ragged, sums_over_rows, total_count
-from hmde_dist.objectives.tile_loss import Ranks
 from hmde_dist.recipe import Count, ObjectiveSection
 from hmde_dist.stream.batch import PackedBatch
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from hmde_dist.model.modeling_hmde import HMDEModel, HMDEOutput
 from hmde_dist.objectives import objective
-from hmde_dist.objectives.gather import gather
+from hmde_dist.objectives.gather import Ranks, gather
 from hmde_dist.objectives.objective import Loss, Rows, by_number
-from hmde_dist.objectives.tile_loss import Hard, Ranks, tile_loss
+from hmde_dist.objectives.tile_loss import Hard, tile_loss
 from hmde_dist.recipe import Count, ObjectiveSection
 from hmde_dist.stream.batch import PackedBatch
 

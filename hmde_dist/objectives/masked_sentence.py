@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hmde_dist.model.modeling_hmde import HMDEModel, HMDEOutput
 from hmde_dist.objectives import objective
+from hmde_dist.objectives.gather import Ranks
 from hmde_dist.objectives.objective import (
     Loss,
     Rows,
@@ -30,7 +31,6 @@ from hmde_dist.objectives.objective import (
     sums_over_rows,
     whole_count,
 )
-from hmde_dist.objectives.tile_loss import Ranks
 from hmde_dist.recipe import Count, ObjectiveSection
 from hmde_dist.stream import draws
 from hmde_dist.stream.batch import PackedBatch, Segments

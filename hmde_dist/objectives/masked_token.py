@@ -23,8 +23,8 @@ from hmde_dist.command import InputError
 from hmde_dist.model.modeling_hmde import HMDEModel, HMDEOutput
 from hmde_dist.model.packed_attention import encode_stream
 from hmde_dist.objectives import objective
+from hmde_dist.objectives.gather import Ranks
 from hmde_dist.objectives.objective import Loss, Rows, documents_of_sentences, whole_count
-from hmde_dist.objectives.tile_loss import Ranks
 from hmde_dist.objectives.vocabulary import VocabularyHead
 from hmde_dist.recipe import ObjectiveSection, Share
 from hmde_dist.stream import draws

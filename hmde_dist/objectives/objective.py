@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hmde_dist.model.modeling_hmde import HMDEModel, HMDEOutput
-from hmde_dist.objectives.tile_loss import Ranks
+from hmde_dist.objectives.gather import Ranks, gather
 from hmde_dist.recipe import ObjectiveSection, Recipe
 from hmde_dist.stream.batch import PackedBatch
 
@@ -91,8 +91,6 @@ def gather_ragged(local: Tensor, ranks: Ranks, fill: float) -> Tensor:
     """Rows of all ranks with their gradient, in the order of the ranks, padded with `fill` to equal numbers. A collective."""
     if ranks.size == 1:
         return local
-    from hmde_dist.objectives.gather import gather
-
     longest = torch.tensor([len(local)], device=local.device)
     dist.all_reduce(longest, dist.ReduceOp.MAX)
     padding = local.new_full((int(longest) - len(local), *local.shape[1:]), fill)

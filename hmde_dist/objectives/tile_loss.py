@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from hmde_dist.objectives.gather import Ranks
 
 TILE = 2048  # 16 MiB of fp32, of which three or four are alive at a time
 NOTHING = float("-inf")
@@ -43,41 +44,6 @@ class Hard(NamedTuple):
     vectors: Tensor  # [m, W], any norm
     groups: Tensor  # int64 [m]
     languages: Tensor | None = None  # int64 [m], needed with scope="same"
-
-
-class Ranks:
-    """The collectives of the loss among the default process group; without one, or `alone`, there are none."""
-
-    def __init__(self, alone: bool = False):
-        joined = dist.is_initialized() and not alone
-        self.rank = dist.get_rank() if joined else 0
-        self.size = dist.get_world_size() if joined else 1
-
-    def all_gather(self, local: Tensor) -> Tensor:
-        """Rows of all ranks, in the order of the ranks: [c, ...] -> [size * c, ...]."""
-        if self.size == 1:
-            return local
-        gathered = local.new_empty(self.size * len(local), *local.shape[1:])
-        dist.all_gather_into_tensor(gathered, local.contiguous())
-        return gathered
-
-    def maximum(self, tensor: Tensor) -> None:
-        """In place, the largest of the ranks' values."""
-        if self.size > 1:
-            dist.all_reduce(tensor, dist.ReduceOp.MAX)
-
-    def total(self, tensor: Tensor) -> None:
-        """In place, the sum of the ranks' values."""
-        if self.size > 1:
-            dist.all_reduce(tensor)
-
-    def reduce_scatter(self, tensor: Tensor) -> Tensor:
-        """This rank's rows of the sum over ranks: [size * c, ...] -> [c, ...]."""
-        if self.size == 1:
-            return tensor
-        own = tensor.new_empty(len(tensor) // self.size, *tensor.shape[1:])
-        dist.reduce_scatter_tensor(own, tensor)
-        return own
 
 
 def tile_loss(

@@ -26,8 +26,8 @@ from hmde_dist.command import InputError
 from hmde_dist.model.modeling_hmde import HMDEModel, HMDEOutput
 from hmde_dist.objectives import objective
 from hmde_dist.objectives.aligned import Aligned, aligned_sentences, pairs_of
+from hmde_dist.objectives.gather import Ranks
 from hmde_dist.objectives.objective import Loss, Rows, total_count
-from hmde_dist.objectives.tile_loss import Ranks
 from hmde_dist.objectives.vocabulary import VocabularyHead
 from hmde_dist.recipe import Count, ObjectiveSection
 from hmde_dist.stream import draws

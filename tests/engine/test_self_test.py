@@ -19,7 +19,7 @@ FAULTS = {
     """,
     # A gather whose backward pass keeps this rank's own share.
     "own share": """
-        from hmde_dist.objectives.tile_loss import Ranks
+        from hmde_dist.objectives.gather import Ranks
         Ranks.reduce_scatter = lambda self, t: t.view(self.size, -1, *t.shape[1:])[self.rank].clone()
     """,
     # Dropout that is another one the second time.

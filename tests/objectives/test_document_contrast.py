@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hmde_dist.objectives.document_contrast import Objective, Settings, spread_out
-from hmde_dist.objectives.tile_loss import Ranks
+from hmde_dist.objectives.gather import Ranks
 
 
 def document_contrast(documents, groups, scale, sides=2, ranks=None, **settings):
@@ -112,7 +112,7 @@ def test_scores_far_apart_stay_finite():
 GATHERED = """
     import torch, torch.distributed as dist
     from test_document_contrast import document_contrast
-    from hmde_dist.objectives.tile_loss import Ranks
+    from hmde_dist.objectives.gather import Ranks
 
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()

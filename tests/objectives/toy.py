@@ -17,8 +17,8 @@ from transformers import AutoConfig
 
 from hmde_dist.model.configuration_hmde import HMDEConfig
 from hmde_dist.model.modeling_hmde import HMDEModel
+from hmde_dist.objectives.gather import Ranks
 from hmde_dist.objectives.objective import Loss, Objective
-from hmde_dist.objectives.tile_loss import Ranks
 from hmde_dist.stream.batch import DocumentFacts, PackedBatch, pack
 
 SENTENCES = ((4, 2, 7, 12, 5, 1), (4, 3, 7, 12, 3, 1))  # of the first and of the second document of each pair
