@@ -8,7 +8,7 @@ from pathlib import Path
 from hmde_dist.command import DONE, FAILED, InputError, argument_parser, positive, run_command
 from hmde_dist.corpus import libreoffice, steps, wikipedia
 from hmde_dist.corpus.documents import FIELDS, write_splits
-from hmde_dist.corpus.readers import field_source, read_documents
+from hmde_dist.corpus.readers import add_documents_argument, field_source, read_documents
 
 
 def main() -> int:
@@ -23,11 +23,7 @@ def main() -> int:
         "files",
         help="documents of your own: JSON lines, parquet, Hugging Face datasets folders, TREC text: checked and split",
     )
-    files.add_argument(
-        "--documents", type=Path, nargs="+", required=True, metavar="PATH",
-        help=".jsonl, .json, .parquet, .trec, .trectext, .sgml, .sgm, all but parquet also with .gz; "
-        "a folder of datasets' save_to_disk or of parquet files",
-    )  # fmt: skip
+    add_documents_argument(files)
     files.add_argument(
         "--field", action="append", type=field_source, default=[], metavar="NAME=SOURCE",
         help=f"what the files call one of {', '.join(FIELDS)}, such as text=body; nothing behind = leaves it out",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hmde_dist.command import argument_parser, run_command
 from hmde_dist.corpus import steps
+from hmde_dist.corpus.readers import add_documents_argument
 from hmde_dist.corpus.shard_build import CONTAINERS, STEPS, build_shards
 from hmde_dist.corpus.tokenizer import load_tokenizer
 
@@ -14,14 +15,7 @@ def main() -> None:
         "python tools/build_shards.py --documents build/documents/train.jsonl.gz --tokenizer build/tokenizer "
         "--out build/shards --format mds",
     )
-    parser.add_argument(
-        "--documents",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="JSON lines, parquet, TREC text (also .gz), or a folder of a dataset",
-    )
+    add_documents_argument(parser)
     parser.add_argument("--tokenizer", required=True, metavar="NAME_OR_DIR", help="a fast Hugging Face tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
     parser.add_argument("--format", choices=CONTAINERS, required=True)

@@ -10,6 +10,7 @@ import torch
 from hmde_dist import topology
 from hmde_dist.command import InputError, argument_parser, run_command
 from hmde_dist.corpus import steps
+from hmde_dist.corpus.readers import add_documents_argument
 from hmde_dist.evaluation.encode import OUTPUTS, STEPS, encode_on_ranks, encode_to_folder
 from hmde_dist.stream.vectors import STORED_AS
 
@@ -23,14 +24,7 @@ def main() -> None:
         "  torchrun --nproc_per_node 8 tools/encode.py --model build/model --documents corpus.jsonl.gz --out build/vectors",
     )
     parser.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="an exported model")
-    parser.add_argument(
-        "--documents",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="JSON lines, parquet, TREC text (also .gz), or a folder of a dataset",
-    )
+    add_documents_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="VECTORS_DIR", help="folder to create")
     parser.add_argument(
         "--output",

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hmde_dist.command import argument_parser, positive, run_command
-from hmde_dist.corpus.readers import read_documents
+from hmde_dist.corpus.readers import add_documents_argument, read_documents
 from hmde_dist.corpus.tokenizer import train_tokenizer
 
 
@@ -12,14 +12,7 @@ def main() -> None:
         __doc__,
         "python tools/train_tokenizer.py --documents build/documents/train.jsonl.gz --vocabulary 16000 --out build/tokenizer",
     )
-    parser.add_argument(
-        "--documents",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="JSON lines, parquet, TREC text (also .gz), or a folder of a dataset",
-    )
+    add_documents_argument(parser)
     parser.add_argument(
         "--vocabulary", type=positive, default=32_000, help="pieces, special tokens included (%(default)s)"
     )

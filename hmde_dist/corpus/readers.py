@@ -126,6 +126,15 @@ def _arrow_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def add_documents_argument(parser: argparse.ArgumentParser) -> None:
+    """`--documents PATH ...`, of whatever `read_documents` reads."""
+    parser.add_argument(
+        "--documents", type=Path, nargs="+", required=True, metavar="PATH",
+        help=".jsonl, .json, .parquet, .trec, .trectext, .sgml, .sgm, all but parquet also with .gz; "
+        "a folder of datasets' save_to_disk or of parquet files",
+    )  # fmt: skip
+
+
 def _record(found: Mapping, sources: Mapping[str, str], lang: str) -> dict:
     """What the source calls its fields -> our names, with the language that documents without one have."""
     record = {name: found.get(source) for name, source in sources.items()}
