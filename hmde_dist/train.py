@@ -27,7 +27,7 @@ except ModuleNotFoundError:
 
 import numpy as np
 
-from hmde_dist import topology
+from hmde_dist import preflight, topology
 from hmde_dist.benchmark import peak_bytes
 from hmde_dist.corpus.tokenizer import load_tokenizer
 from hmde_dist.engine import checkpoint
@@ -50,15 +50,6 @@ from hmde_dist.model.merge import mean
 from hmde_dist.model.model_card import model_card, save_data_facts
 from hmde_dist.model.modeling_hmde import HMDEModel
 from hmde_dist.objectives.objective import Loss
-from hmde_dist.preflight import (
-    check_validation,
-    check_world,
-    check_writable,
-    open_mixture,
-    open_shards,
-    open_teacher,
-    print_plan,
-)
 from hmde_dist.recipe import Recipe, dump_recipe, load_recipe
 from hmde_dist.stream.loader import RankBatch, RankBatches, batches
 
@@ -84,7 +75,7 @@ def main() -> int:
         print(dump_recipe(recipe), end="")
         return DONE
     if args.plan:
-        print_plan(recipe, args.world, args.gpu)
+        preflight.print_plan(recipe, args.world, args.gpu)
         return DONE
     world = topology.join(recipe.engine.timeout_minutes)
     stopping = Stopping(recipe.run, world)
@@ -99,14 +90,14 @@ def main() -> int:
 def train(recipe: Recipe, world: topology.World, stopping: Stopping) -> int:
     # ---- what is asked -------------------------------------------------------------------------------------------
     run, data, hard = recipe.run, recipe.data, recipe.data.hard_negatives == "paper"
-    check_world(recipe, world.size)
-    mixture = open_mixture(recipe)
+    preflight.check_world(recipe, world.size)
+    mixture = preflight.open_mixture(recipe)
     index = mixture.indexes[0]
-    validation = open_shards(recipe, data.validation) if data.validation else None
+    validation = preflight.open_shards(recipe, data.validation) if data.validation else None
     if validation:
-        check_validation(validation, index)
-    check_writable(run.folder)
-    teacher = open_teacher(recipe, mixture)
+        preflight.check_validation(validation, index)
+    preflight.check_writable(run.folder)
+    teacher = preflight.open_teacher(recipe, mixture)
 
     # ---- model, engine, state ------------------------------------------------------------------------------------
     watch = HangWatch(run.folder / "hang", run.hang_minutes, world)
