@@ -32,7 +32,7 @@ from hmde_dist.stream.plan import PLAN_VERSION
 from hmde_dist.stream.teacher import Teacher
 from hmde_dist.topology import World
 
-FORMAT = 1
+FORMAT = 2
 CHUNK = 1 << 24  # bytes read, hashed and written at once
 
 

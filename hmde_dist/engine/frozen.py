@@ -22,6 +22,7 @@ from hmde_dist.stream.sliding_windows import cut
 from hmde_dist.topology import World
 
 TOKENS_PER_CALL = 16_384
+SEEN_BY_ALL = ".seen-by-all"  # is there while the ranks ask whether they share the folder
 MOST = 1 << 40  # segments, where there is no limit
 
 
@@ -65,16 +66,15 @@ def _compute(encoder, index: ShardIndex, layout: VectorLayout, folder: Path, lim
     """Every rank computes the missing blocks whose turn it is; each appears by one rename."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if world.is_first:
+            (folder / SEEN_BY_ALL).touch()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); copy the shards to where it can") from None
     missing = [block for block in range(layout.blocks) if not layout.is_whole(folder, block)]
-    seen = folder / ".seen-by-all"
-    if world.is_first:
-        seen.touch()
     world.barrier()  # all have looked before the first block appears
-    alone = world.agree(not seen.is_file())
+    alone = world.agree(not (folder / SEEN_BY_ALL).is_file())
     if world.is_first:
-        seen.unlink()
+        (folder / SEEN_BY_ALL).unlink()
     if alone:
         raise InputError(
             f"{folder}: not the same folder on all nodes, and each rank computes a part of the sentence vectors: with "

@@ -39,7 +39,7 @@ class Guard:
 
     Attributes:
         applied: by source [batch, loss, norm] of its last `window` applied steps; sources are text, for JSON.
-        high_norms: by source [batch, norm] of the last batches in a row that were refused for their norm alone.
+        high_norms: by source the norms of the last batches in a row that were refused for their norm alone.
         norms_since: by source the batch from which on norms are judged by.
         skipped: {batch, reason, loss, grad_norm} of the steps of the last `window` batches that were not applied.
         passed_over: [first, last] batches that rollbacks decided not to see again.
@@ -49,7 +49,7 @@ class Guard:
     def __init__(self, settings: GuardSection):
         self.settings = settings
         self.applied: dict[str, list[list]] = {}
-        self.high_norms: dict[str, list[list]] = {}
+        self.high_norms: dict[str, list[float]] = {}
         self.norms_since: dict[str, int] = {}
         self.skipped: list[dict] = []
         self.passed_over: list[list[int]] = []
@@ -92,8 +92,8 @@ class Guard:
         source = str(source)
         reason, norm_alone = self._problem(loss, norm, source)
         self.skipped = [one for one in self.skipped if one["batch"] > batch - self.settings.window]
-        high = [*self.high_norms.get(source, []), [batch, norm]][-LEVEL:] if norm_alone else []
-        if len(high) == LEVEL and np.ptp(np.log([one[1] for one in high])) < ALIKE:
+        high = [*self.high_norms.get(source, []), norm][-LEVEL:] if norm_alone else []
+        if len(high) == LEVEL and np.ptp(np.log(high)) < ALIKE:
             reason, high, self.norms_since = "", [], self.norms_since | {source: batch}
         self.high_norms = self.high_norms | {source: high}
         if not reason:
