@@ -12,9 +12,9 @@ from launch import PROGRAMS, ROOT, finish, start, torchrun, write_recipe
 from hmde_dist import benchmark
 from hmde_dist.command import InputError
 from hmde_dist.engine.step_parts import PARTS
+from hmde_dist.preflight import open_mixture
 from hmde_dist.recipe import load_recipe
 from hmde_dist.topology import World
-from hmde_dist.train import open_mixture
 
 sys.path.insert(0, str(ROOT / "tools"))
 import bench_train

@@ -50,10 +50,11 @@ from hmde_dist.engine.step_parts import OPTIMIZER, OTHER, PARTS, READ, StepParts
 from hmde_dist.engine.training_state import gradient_norm
 from hmde_dist.model.export import build_model
 from hmde_dist.model.modeling_hmde import HMDEModel
+from hmde_dist.preflight import open_mixture
 from hmde_dist.recipe import Recipe, load_recipe
 from hmde_dist.stream.loader import RankBatch, RankBatches, batches
 from hmde_dist.stream.mixture import Mixture
-from hmde_dist.train import dropout_seed, open_mixture
+from hmde_dist.train import dropout_seed
 
 MEMORY_STEPS = 2  # the first makes Adam's moments
 MEMORY_SIZES = 5  # batches of the plot, each twice as large as the one before

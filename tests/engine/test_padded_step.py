@@ -8,9 +8,9 @@ from hmde_dist.command import InputError
 from hmde_dist.engine.padded_step import PaddedModel, pad, padded_contrast
 from hmde_dist.model.export import build_model
 from hmde_dist.objectives.tile_loss import Hard, tile_loss
+from hmde_dist.preflight import open_mixture
 from hmde_dist.recipe import load_recipe
 from hmde_dist.stream.loader import RankBatches
-from hmde_dist.train import open_mixture
 
 
 @pytest.fixture

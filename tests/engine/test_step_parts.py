@@ -16,9 +16,9 @@ from hmde_dist.engine.step_parts import (
     StepParts,
 )
 from hmde_dist.model.export import build_model
+from hmde_dist.preflight import open_mixture
 from hmde_dist.recipe import load_recipe
 from hmde_dist.stream.loader import RankBatches
-from hmde_dist.train import open_mixture
 
 
 def test_the_parts_of_a_step_in_chunks_follow_each_other_and_add_up(shards, tmp_path):
