@@ -142,7 +142,7 @@ print("peak", peak_mib())
 
 def test_memory_does_not_grow_with_the_documents(model_folder, tmp_path):
     # Most of a text is white space: it costs memory, if it is held, but little time.
-    text = "A sentence of some words that fill the memory. " * 10 + " " * 2900 + "End."
+    text = "A sentence of some words that fill the memory. " * 10 + " " * 9000 + "End."
     peaks = []
     for count in (1500, 12_000):
         path = tmp_path / f"{count}.jsonl"
@@ -150,9 +150,9 @@ def test_memory_does_not_grow_with_the_documents(model_folder, tmp_path):
         job = python(MEMORY, model_folder, path, tmp_path / str(count), folder=tmp_path)
         assert job.code == 0, job.output
         peaks.append(float(job.output.split()[-1]))
-    # The texts of the 10,500 more documents have 33 MiB.
-    assert path.stat().st_size > 38e6
-    assert peaks[1] - peaks[0] < 25, peaks
+    # The texts of the 10,500 more documents have 95 MiB; equal runs differ by some 30 MiB of what the allocator keeps.
+    assert path.stat().st_size > 110e6
+    assert peaks[1] - peaks[0] < 60, peaks
 
 
 def test_what_cannot_be_encoded_is_refused_and_leaves_nothing(model, model_folder, tokenizer, small_corpus, tmp_path):
